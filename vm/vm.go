@@ -1,0 +1,189 @@
+// Package vm is the contract between Berth's host side and the hypervisors
+// that can run its guest. It holds interfaces and plain values only: each
+// driver (vm/qemu, vm/vz, vm/hyperv) implements them, vm/vmtest holds the
+// acceptance suite that every driver passes, and vm/vmfake is an in-memory
+// implementation for unit tests.
+//
+// Sizes carry their unit in the name. Paths are absolute host paths. Every
+// blocking method takes a context; a context bounds the call it is given to and
+// never the life of what the call returns.
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+)
+
+// Errors a caller may match with errors.Is.
+var (
+	// ErrUnavailable says that a driver cannot work on this host. The text that
+	// wraps it says what to install or switch on.
+	ErrUnavailable = errors.New("virtualization is unavailable")
+	// ErrNotRunning is returned by calls that need a started machine.
+	ErrNotRunning = errors.New("machine is not running")
+	// ErrStarted is returned by a second Start: a Machine runs once.
+	ErrStarted = errors.New("machine was already started")
+	// ErrClosed is returned by every call after Close.
+	ErrClosed = errors.New("machine is closed")
+	// ErrKilled is what Wait returns when the machine had to be unplugged.
+	ErrKilled = errors.New("machine was killed")
+)
+
+// Driver makes machines of one kind of hypervisor.
+// Its methods are safe for concurrent use.
+type Driver interface {
+	// Probe finds out whether the driver works on this host and how well. The
+	// error wraps ErrUnavailable and says how to mend it. A probe ends within
+	// seconds even where the host's virtualization hangs.
+	Probe(ctx context.Context) (Caps, error)
+
+	// New prepares a machine: it validates cfg, and keeps its sockets, pid file
+	// and other run-time state in dir, which exists, belongs to the caller alone
+	// and has a short path (sockets live there). It boots nothing. A leftover of
+	// a crashed predecessor in dir, processes included, is removed first.
+	New(ctx context.Context, cfg Config, dir string) (Machine, error)
+}
+
+// Machine is one virtual machine, good for one run: New, Start, Wait, Close.
+// Its methods are safe for concurrent use.
+type Machine interface {
+	Transport
+
+	// Start boots the machine and returns once its CPUs run, which is long before
+	// its userspace does. ctx bounds the start, not the life.
+	Start(ctx context.Context) error
+
+	// Stop asks the guest to power down, as a power button does, and waits. When
+	// ctx ends first the plug is pulled. It returns nil once the machine is off,
+	// however it got there, and also when it was never on.
+	Stop(ctx context.Context) error
+
+	// Wait blocks until the machine has ended and says why: nil for an orderly
+	// power-off, ErrKilled after an unplugging, else what went wrong. Many may
+	// wait; all get the same answer. ctx gives up the waiting only.
+	Wait(ctx context.Context) error
+
+	// Close pulls the plug if need be and frees everything the machine holds,
+	// from any state. It may be called more than once.
+	Close() error
+}
+
+// Transport is the machine's vsock: streams between host and guest, addressed
+// by port. The caller owns and closes what it gets. Every net.Conn it hands out
+// has CloseWrite() error, with TCP's half-close semantics, and deadlines.
+type Transport interface {
+	// Dial connects to a port on which the guest listens. A port nobody listens
+	// on fails at once with an error for which errors.Is(err,
+	// syscall.ECONNREFUSED) or errors.Is(err, syscall.ECONNRESET) holds.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+
+	// Listen takes the guest's connections to a host port. It may be called
+	// before Start. A second Listen on the same open port is an error.
+	Listen(port uint32) (net.Listener, error)
+}
+
+// Pauser is implemented by machines that can freeze their CPUs.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// Caps says what a driver found on this host.
+type Caps struct {
+	Driver       string `json:"driver"`           // "qemu", "vz", "hyperv", "fake"
+	Version      string `json:"version"`          // of the hypervisor, as a person writes it: "QEMU 7.2.22"
+	Acceleration string `json:"acceleration"`     // "kvm", "hvf", "whpx", "tcg", ...
+	Reason       string `json:"reason,omitempty"` // why it is not better than that; empty when it is the best
+	Arch         string `json:"arch"`             // of the guests it runs, as GOARCH spells it
+}
+
+// Config describes a machine. It is a value: a driver copies what it keeps.
+type Config struct {
+	Name      string // for messages and process titles: [a-z0-9][a-z0-9-]*
+	CPUs      int    // at least 1
+	MemoryMiB int    // at least 256
+
+	Kernel  string   // boot image, in the form the manifest names for this driver
+	Initrd  string   // optional
+	Cmdline []string // kernel parameters, in order; the driver adds what its devices need
+
+	Disks   []Disk    // in order: the guest sees /dev/vda, /dev/vdb, ...
+	Network Network   // optional
+	Console io.Writer // gets the guest's console output; nil drops it. Calls are serial.
+
+	// Reset, if set, is called after the guest has restarted itself: connections
+	// and whatever was agreed with the old kernel are void. It must not block.
+	Reset func()
+}
+
+// Disk is one raw disk image.
+type Disk struct {
+	Path     string
+	ReadOnly bool
+	Serial   string // at most 20 bytes of [A-Za-z0-9-]; the guest finds the disk by it
+}
+
+// Network is the far end of the machine's one Ethernet cable, on the host.
+// A driver uses the one of the two methods that fits its device.
+type Network interface {
+	// MAC is the address the machine's network device must have.
+	MAC() net.HardwareAddr
+	// ServeStream carries frames over conn, each behind its length as four bytes,
+	// big-endian, until conn fails or ctx ends. It closes conn.
+	ServeStream(ctx context.Context, conn net.Conn) error
+	// ServeDatagram carries one frame per datagram over conn, likewise.
+	ServeDatagram(ctx context.Context, conn net.Conn) error
+}
+
+// Validate reports the first thing wrong with c, purely: it looks at no file.
+func (c Config) Validate() error {
+	switch {
+	case !validName(c.Name):
+		return fmt.Errorf("invalid machine name %q: use lower-case letters, digits and dashes", c.Name)
+	case c.CPUs < 1:
+		return fmt.Errorf("cpus: %d: a machine needs at least 1", c.CPUs)
+	case c.MemoryMiB < 256:
+		return fmt.Errorf("memory: %d MiB: a machine needs at least 256 MiB", c.MemoryMiB)
+	case !filepath.IsAbs(c.Kernel):
+		return fmt.Errorf("kernel: %q is not an absolute path", c.Kernel)
+	case c.Initrd != "" && !filepath.IsAbs(c.Initrd):
+		return fmt.Errorf("initrd: %q is not an absolute path", c.Initrd)
+	}
+	for i, d := range c.Disks {
+		if !filepath.IsAbs(d.Path) {
+			return fmt.Errorf("disk %d: %q is not an absolute path", i, d.Path)
+		}
+		if !validSerial(d.Serial) {
+			return fmt.Errorf("disk %d: invalid serial %q: at most 20 letters, digits and dashes", i, d.Serial)
+		}
+	}
+	return nil
+}
+
+func validName(s string) bool {
+	if s == "" || len(s) > 64 || s[0] == '-' {
+		return false
+	}
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+func validSerial(s string) bool {
+	if len(s) > 20 {
+		return false
+	}
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' {
+			return false
+		}
+	}
+	return true
+}
