@@ -1,0 +1,110 @@
+# Berth's build. `make help` lists the targets. Everything that is built lands in
+# bin/, everything that is fetched in .cache/; both may be removed at any time.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VERSION ?= 0.1.0
+export CGO_ENABLED := 0
+LDFLAGS := -s -w -X github.com/berthvm/berth/host/version.Version=$(VERSION)
+
+# Tools that checks and tests use, each built once from the module proxy.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+REGISTRY    := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+IN_VM     := -exec "$(CURDIR)/scripts/invm"
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install what the build needs from Debian's packages (asks for root only if something is missing)
+	@scripts/deps
+
+.PHONY: build
+build: deps ## build the programs and the guest image into bin/
+	@scripts/step "building bin/berth"
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./cmd/berth
+	@scripts/step "building the guest image"
+	@go run ./images/build -o bin/image -version '$(VERSION)'
+
+.PHONY: demo
+demo: build ## build, boot the VM and run a container
+	@scripts/demo
+
+.PHONY: test
+test: build check test-unit test-vm test-e2e ## all tests: what CI runs (under 30 minutes cold on two cores)
+
+.PHONY: test-unit
+test-unit: deps registry ## tests that need no VM
+	@scripts/step "unit tests"
+	@go test ./...
+
+.PHONY: test-vm
+test-vm: build ## tests that run inside a VM, and the contract suite against the real driver
+	@scripts/step "tests on a guest kernel"
+	@go test $(IN_VM) ./guest/container/... ./guest/network/...
+	@scripts/step "contract suite on QEMU, boot of the guest image"
+	@BERTH_VM=1 go test -p 1 ./vm/qemu/... ./images/...
+
+.PHONY: test-e2e
+test-e2e: build registry docker ## the core end-to-end suite, in one VM
+	@scripts/step "end-to-end suite"
+	@BERTH_VM=1 go test -count=1 -timeout 20m -v ./host/e2e | scripts/testlog
+
+.PHONY: check
+check: tools ## vet for every platform, staticcheck, formatting, module tidiness
+	@scripts/step "formatting"
+	@test -z "$$(gofmt -l cmd guest host images scripts vm | tee /dev/stderr)"
+	@for p in $(PLATFORMS); do scripts/step "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...; done
+	@scripts/step "staticcheck"
+	@bin/tools/staticcheck ./...
+
+.PHONY: tools
+tools: bin/tools/staticcheck
+
+bin/tools/staticcheck: Makefile
+	@scripts/step "building staticcheck"
+	@GOBIN=$(CURDIR)/bin/tools go install $(STATICCHECK)
+
+.PHONY: registry
+registry: bin/tools/registry
+
+bin/tools/registry: Makefile
+	@scripts/step "building the test registry"
+	@GOBIN=$(CURDIR)/bin/tools go install $(REGISTRY)
+
+.PHONY: docker
+docker: bin/tools/docker
+
+bin/tools/docker: scripts/docker
+	@scripts/step "unpacking Debian's docker client"
+	@scripts/docker bin/tools
+
+.PHONY: bench
+bench: build docker ## the figures Berth promises, each as a ratio within one run
+	@BERTH_VM=1 go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./host/e2e
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## every fuzzer for FUZZTIME each
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: test-full
+test-full: test-full-fuzz test-full-race test-full-e2e ## what is longer than `make test`; each part can be run alone, and again
+
+.PHONY: test-full-fuzz test-full-race test-full-e2e
+test-full-fuzz:
+	@scripts/once $@ $(MAKE) fuzz
+test-full-race:
+	@scripts/once $@ env CGO_ENABLED=1 go test -race ./guest/wire/... ./host/... ./vm/...
+test-full-e2e: build registry docker
+	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 60m -v ./host/e2e
+
+.PHONY: clean
+clean: ## remove bin/ (machines and downloads stay)
+	rm -rf bin
