@@ -1,0 +1,79 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+)
+
+// Explain turns what a resolver returned into docker's words about ref, marked
+// with the kind of failure. A nil error stays nil.
+func Explain(err error, ref reference.Named) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	var known *explained
+	if errors.As(err, &known) {
+		return err
+	}
+	name := reference.FamiliarString(ref)
+	var status remoteerrors.ErrUnexpectedStatus
+	var multiple docker.Errors
+	switch {
+	case errors.Is(err, docker.ErrInvalidAuthorization):
+		return denied(ref, err)
+	case errors.As(err, &status):
+		return explainStatus(status, ref)
+	case errors.As(err, &multiple):
+		return fmt.Errorf("%s: %w", name, err)
+	case errdefs.IsNotFound(err):
+		return say(errdefs.ErrNotFound, "manifest for %s not found: manifest unknown: manifest unknown", name)
+	}
+	return err
+}
+
+func explainStatus(status remoteerrors.ErrUnexpectedStatus, ref reference.Named) error {
+	message := errorMessage(status.Body)
+	switch status.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return denied(ref, errors.New(message))
+	case http.StatusNotFound:
+		return say(errdefs.ErrNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(ref))
+	}
+	if message == "" {
+		message = status.Status
+	}
+	var kind error = errdefs.ErrUnknown
+	if status.StatusCode >= http.StatusInternalServerError {
+		kind = errdefs.ErrUnavailable
+	}
+	return say(kind, "received unexpected HTTP status from %s: %s", reference.Domain(ref), message)
+}
+
+func denied(ref reference.Named, reason error) error {
+	text := reason.Error()
+	if text == "" || errors.Is(reason, docker.ErrInvalidAuthorization) {
+		text = "denied: requested access to the resource is denied"
+	}
+	return say(errdefs.ErrPermissionDenied,
+		"access denied for %s, repository does not exist or may require 'docker login': %s", reference.FamiliarName(ref), text)
+}
+
+// explained is an error whose text is for users; kind is one of errdefs'.
+type explained struct {
+	text string
+	kind error
+}
+
+func (e *explained) Error() string { return e.text }
+func (e *explained) Unwrap() error { return e.kind }
+
+func say(kind error, format string, args ...any) error {
+	return &explained{text: fmt.Sprintf(format, args...), kind: kind}
+}
