@@ -1,0 +1,191 @@
+package logfile
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func newLog(t *testing.T, o Options) *Log {
+	t.Helper()
+	if o.MaxFiles == 0 {
+		o.MaxFiles = 1
+	}
+	l := New(filepath.Join(t.TempDir(), "x-json.log"), o)
+	if err := l.Open(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func put(t *testing.T, l *Log, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if err := l.Append(Entry{Line: []byte(line), Stream: "stdout", Time: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func read(t *testing.T, l *Log, o ReadOptions) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var got strings.Builder
+	if err := l.Read(ctx, o, func(e Entry) error { got.Write(e.Line); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return got.String()
+}
+
+func TestTail(t *testing.T) {
+	l := newLog(t, Options{MaxSize: 150, MaxFiles: 3})
+	want := ""
+	for i := range 8 {
+		put(t, l, fmt.Sprintf("line %d\n", i))
+	}
+	all := read(t, l, ReadOptions{Tail: -1})
+	if !strings.HasSuffix(all, "line 6\nline 7\n") || strings.Contains(all, "line 0") {
+		t.Errorf("rotation kept %q", all)
+	}
+	kept := strings.SplitAfter(strings.TrimSuffix(all, "\n"), "\n")
+	kept[len(kept)-1] += "\n"
+	for n := 0; n <= len(kept)+1; n++ {
+		want = strings.Join(kept[max(0, len(kept)-n):], "")
+		if got := read(t, l, ReadOptions{Tail: n}); got != want {
+			t.Errorf("tail %d: got %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestSinceUntilStream(t *testing.T) {
+	l := newLog(t, Options{})
+	base := time.Unix(1000, 0)
+	for i := range 5 {
+		e := Entry{Line: fmt.Appendf(nil, "%d", i), Stream: []string{"stdout", "stderr"}[i%2], Time: base.Add(time.Duration(i) * time.Second)}
+		if err := l.Append(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(t, l, ReadOptions{Tail: -1, Since: base.Add(time.Second), Until: base.Add(3 * time.Second)}); got != "123" {
+		t.Errorf("got %q, want 123", got)
+	}
+	if got := read(t, l, ReadOptions{Tail: -1, Stream: "stderr"}); got != "13" {
+		t.Errorf("got %q, want 13", got)
+	}
+}
+
+func TestFollowAcrossRotation(t *testing.T) {
+	l := newLog(t, Options{MaxSize: 2000, MaxFiles: 50})
+	put(t, l, "a\n")
+	got := make(chan string, 1)
+	go func() {
+		var b strings.Builder
+		_ = l.Read(context.Background(), ReadOptions{Tail: -1, Follow: true}, func(e Entry) error { b.Write(e.Line); return nil })
+		got <- b.String()
+	}()
+	want := "a\n"
+	for i := range 500 {
+		line := fmt.Sprintf("%d\n", i)
+		want += line
+		put(t, l, line)
+	}
+	l.Close()
+	select {
+	case s := <-got:
+		if s != want {
+			t.Errorf("followed %d bytes, want %d", len(s), len(want))
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("follow did not end with the log")
+	}
+}
+
+func TestFollowEndsWithContext(t *testing.T) {
+	l := newLog(t, Options{})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Read(ctx, ReadOptions{Tail: -1, Follow: true}, func(Entry) error { return nil }) }()
+	cancel()
+	select {
+	case err := <-done:
+		if err != context.Canceled {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("a cancelled read goes on")
+	}
+}
+
+func TestTornEntryIsDropped(t *testing.T) {
+	l := newLog(t, Options{})
+	put(t, l, "a\n")
+	l.Close()
+	f, err := os.OpenFile(l.Path(), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(f, `{"log":"half`)
+	f.Close()
+	if err := l.Open(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, "b\n")
+	if got := read(t, l, ReadOptions{Tail: -1}); got != "a\nb\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestParseOptions(t *testing.T) {
+	for _, c := range []struct {
+		config map[string]string
+		ok     bool
+	}{
+		{nil, true},
+		{map[string]string{"max-size": "10m", "max-file": "3"}, true},
+		{map[string]string{"max-size": "x"}, false},
+		{map[string]string{"max-size": "10m", "max-file": "0"}, false},
+		{map[string]string{"max-file": "3"}, false},
+		{map[string]string{"compress": "maybe"}, false},
+		{map[string]string{"nope": "1"}, false},
+	} {
+		if _, err := ParseOptions("json-file", c.config); (err == nil) != c.ok {
+			t.Errorf("%v: %v", c.config, err)
+		}
+	}
+}
+
+func FuzzEntry(f *testing.F) {
+	f.Add([]byte("hello\n"))
+	f.Add([]byte("\x00\xff\u2028<&>\"\\\t"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		b := appendEntry(nil, Entry{Line: line, Stream: "stdout", Time: time.Unix(1, 0)})
+		e, err := decodeEntry(b[:len(b)-1])
+		if err != nil {
+			t.Fatalf("%q does not decode: %v", b, err)
+		}
+		want, _ := json.Marshal(string(line))
+		var s string
+		_ = json.Unmarshal(want, &s)
+		if string(e.Line) != s {
+			t.Errorf("got %q, want %q", e.Line, s)
+		}
+	})
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add([]byte("{\"log\":\"a\\n\",\"stream\":\"stdout\",\"time\":\"2020-01-01T00:00:00Z\"}\nx\n"), 1)
+	f.Fuzz(func(t *testing.T, file []byte, tail int) {
+		l := New(filepath.Join(t.TempDir(), "log"), Options{MaxFiles: 1})
+		if err := os.WriteFile(l.Path(), file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_ = l.Read(context.Background(), ReadOptions{Tail: tail}, func(Entry) error { return nil })
+	})
+}
