@@ -1,0 +1,265 @@
+package stdio
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/berthvm/berth/guest/engine/logfile"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type memLog struct {
+	mu  sync.Mutex
+	got []string
+	err error
+}
+
+func (l *memLog) Append(entries ...logfile.Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range entries {
+		l.got = append(l.got, string(e.Line))
+	}
+	return l.err
+}
+
+func pipe(t *testing.T) (*os.File, *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, w
+}
+
+// collect reads everything a set emits.
+func collect(s *Set) func() string {
+	r := s.Subscribe(true, true)
+	var b bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			_, p, err := r.Next()
+			if err != nil {
+				return
+			}
+			b.Write(p)
+		}
+	}()
+	return func() string { <-done; r.Close(); return b.String() }
+}
+
+func TestDrain(t *testing.T) {
+	long := strings.Repeat("x", logfile.MaxLine+5)
+	for _, c := range []struct {
+		name   string
+		writes []string
+		want   []string
+	}{
+		{"lines", []string{"a\nb\n"}, []string{"a\n", "b\n"}},
+		{"line in pieces", []string{"a", "b", "c\nd"}, []string{"abc\n", "d"}},
+		{"empty", nil, nil},
+		{"long", []string{long + "\n"}, []string{long[:logfile.MaxLine], "xxxxx\n"}},
+		{"binary", []string{"\x00\n\xff"}, []string{"\x00\n", "\xff"}},
+	} {
+		for _, tty := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/tty=%v", c.name, tty), func(t *testing.T) {
+				r, w := pipe(t)
+				set, log := NewSet(), &memLog{}
+				emitted := collect(set)
+				done := make(chan error, 1)
+				go func() { done <- Drain(set, Stdout, r, tty, log) }()
+				for _, s := range c.writes {
+					if _, err := io.WriteString(w, s); err != nil {
+						t.Error(err)
+					}
+					time.Sleep(5 * time.Millisecond) // let it see the pieces apart
+				}
+				w.Close()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				set.End()
+				if got, want := emitted(), strings.Join(c.writes, ""); got != want {
+					t.Errorf("emitted %d bytes, want %d", len(got), len(want))
+				}
+				if strings.Join(log.got, "|") != strings.Join(c.want, "|") {
+					t.Errorf("logged %.100q, want %.100q", log.got, c.want)
+				}
+			})
+		}
+	}
+}
+
+// TestDrainBulk pushes more than a pipe holds, in odd pieces.
+func TestDrainBulk(t *testing.T) {
+	r, w := pipe(t)
+	set, log := NewSet(), &memLog{}
+	done := make(chan error, 1)
+	go func() { done <- Drain(set, Stdout, r, false, log) }()
+	var want strings.Builder
+	for i := range 20_000 {
+		line := fmt.Sprintf("%d %s\n", i, strings.Repeat("y", i%97))
+		want.WriteString(line)
+		if _, err := io.WriteString(w, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(log.got, ""); got != want.String() {
+		t.Errorf("logged %d bytes, want %d", len(got), want.Len())
+	}
+}
+
+// TestUnloggedStaysInPipe: what is not logged yet must still be in the pipe, so
+// that an engine that takes over finds it.
+func TestUnloggedStaysInPipe(t *testing.T) {
+	r, w := pipe(t)
+	defer w.Close()
+	raw, err := r.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, "whole\npart"); err != nil {
+		t.Fatal(err)
+	}
+	src := &teeing{raw: raw}
+	data, _, _ := src.next(0)
+	_, done := split(data, Stdout, false)
+	src.consume(done)
+	w.Close()
+	left, err := io.ReadAll(r)
+	if err != nil || string(left) != "part" {
+		t.Errorf("the pipe holds %q, %v; want the unfinished line", left, err)
+	}
+}
+
+func TestLogErrorDoesNotStop(t *testing.T) {
+	r, w := pipe(t)
+	set, log := NewSet(), &memLog{err: errors.New("disk full")}
+	emitted := collect(set)
+	done := make(chan error, 1)
+	go func() { done <- Drain(set, Stderr, r, false, log) }()
+	fmt.Fprint(w, "a\n")
+	time.Sleep(5 * time.Millisecond)
+	fmt.Fprint(w, "b\n")
+	w.Close()
+	if err := <-done; err == nil {
+		t.Error("the log's error is lost")
+	}
+	set.End()
+	if got := emitted(); got != "a\nb\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestSlowReaderHoldsUpAndCloseFrees(t *testing.T) {
+	set := NewSet()
+	r := set.Subscribe(true, false)
+	blocked := make(chan struct{})
+	go func() {
+		for range 3 {
+			set.Emit(Stdout, make([]byte, maxQueue))
+		}
+		close(blocked)
+	}()
+	select {
+	case <-blocked:
+		t.Fatal("a reader that does not read does not hold up the writer")
+	case <-time.After(20 * time.Millisecond):
+	}
+	r.Close()
+	select {
+	case <-blocked:
+	case <-time.After(5 * time.Second):
+		t.Fatal("a closed reader holds up the writer")
+	}
+}
+
+func TestAttach(t *testing.T) {
+	set := NewSet()
+	in, client := pipe(t)
+	procIn, stdin := pipe(t)
+	var out bytes.Buffer
+	reader := set.Subscribe(true, true)
+	done := make(chan error, 1)
+	go func() {
+		done <- set.Attach(context.Background(), reader, Attachment{
+			Stdin: in, Interrupt: func() { in.Close() }, Stdout: true, CloseStdin: true,
+			Out: func(_ Stream, p []byte) error { out.Write(p); return nil },
+		})
+	}()
+	fmt.Fprint(client, "typed early")
+	client.Close()
+	set.SetStdin(stdin, nil)
+	got, err := io.ReadAll(procIn)
+	if err != nil || string(got) != "typed early" {
+		t.Errorf("the process read %q, %v", got, err)
+	}
+	set.Emit(Stdout, []byte("bye"))
+	set.End()
+	if err := <-done; err != nil || out.String() != "bye" {
+		t.Errorf("attach: %v, printed %q", err, out.String())
+	}
+}
+
+func TestDetachKeys(t *testing.T) {
+	set := NewSet()
+	in, client := pipe(t)
+	procIn, stdin := pipe(t)
+	defer procIn.Close()
+	set.SetStdin(stdin, nil)
+	reader := set.Subscribe(true, true)
+	done := make(chan error, 1)
+	go func() {
+		done <- set.Attach(context.Background(), reader, Attachment{
+			Stdin: in, Interrupt: func() { in.Close() }, TTY: true,
+			Out: func(Stream, []byte) error { return nil },
+		})
+	}()
+	client.Write([]byte{'a'})
+	client.Write(DefaultDetachKeys[:1])
+	client.Write(DefaultDetachKeys[1:])
+	select {
+	case err := <-done:
+		if !errors.Is(err, ErrDetached) {
+			t.Errorf("got %v, want ErrDetached", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("the detach keys do not detach")
+	}
+	client.Close()
+	set.End()
+}
+
+func TestAttachEndsWithContext(t *testing.T) {
+	set := NewSet()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	reader := set.Subscribe(true, true)
+	go func() {
+		done <- set.Attach(ctx, reader, Attachment{Out: func(Stream, []byte) error { return nil }})
+	}()
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("attach outlives its context")
+	}
+	set.End()
+}
