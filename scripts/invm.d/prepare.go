@@ -29,7 +29,7 @@ var onDemand = []string{
 	"nf_conntrack_netlink", "xt_MASQUERADE", "xt_conntrack", "xt_addrtype", "iptable_nat", "iptable_filter", "ip6table_nat", "ip6table_filter",
 	"tun", "dummy", "macvlan", "ipvlan", "vxlan", "erofs", "loop", "binfmt_misc", "xfs", "btrfs", "fuse",
 	"vsock", "vsock_loopback", "vmw_vsock_virtio_transport", "virtio_net", "virtio_balloon", "virtio_rng", "sch_netem", "sch_tbf",
-	"nf_log_syslog", "tls", "af_packet", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "vsock_diag",
+	"button", "evdev", "nf_log_syslog", "tls", "af_packet", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "vsock_diag",
 }
 
 func main() {
