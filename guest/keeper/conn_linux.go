@@ -112,3 +112,18 @@ func closeAll(fds []int) {
 		unix.Close(fd)
 	}
 }
+
+// accept waits for a connection to c, a listening socket.
+func (c *conn) accept() (int, error) {
+	var peer int
+	var err error
+	waitErr := c.raw.Read(func(fd uintptr) bool {
+		for {
+			peer, _, err = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			if err != unix.EINTR && err != unix.ECONNABORTED {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	return peer, errors.Join(waitErr, err)
+}
