@@ -1,0 +1,188 @@
+package runspec
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/blkiodev"
+	"github.com/moby/moby/api/types/container"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// minMemory is docker's smallest memory limit, in bytes.
+const minMemory = 6 << 20
+
+func invalid(format string, args ...any) error {
+	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+}
+
+// CheckResources refuses limits that make no sense, in docker's words. ncpu is
+// the number of the machine's processors.
+func CheckResources(r *container.Resources, ncpu int) error {
+	switch {
+	case r.Memory < 0:
+		return invalid("Memory limit cannot be negative")
+	case r.Memory > 0 && r.Memory < minMemory:
+		return invalid("Minimum memory limit allowed is 6MB")
+	case r.Memory == 0 && r.MemorySwap > 0:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
+		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+	case r.MemoryReservation < 0 || r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
+		return invalid("Minimum memory reservation allowed is 6MB")
+	case r.Memory > 0 && r.MemoryReservation > r.Memory:
+		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
+	case r.MemorySwappiness != nil && (*r.MemorySwappiness < -1 || *r.MemorySwappiness > 100):
+		return invalid("Invalid value: %v, valid memory swappiness range is 0-100", *r.MemorySwappiness)
+	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
+		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	case r.NanoCPUs > 0 && r.CPUQuota > 0:
+		return invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
+	case r.NanoCPUs < 0 || r.NanoCPUs > int64(ncpu)*1e9:
+		return invalid("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", ncpu, ncpu)
+	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1e6):
+		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+	case r.CPUQuota > 0 && r.CPUQuota < 1000:
+		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	case r.CPUShares < 0:
+		return invalid("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
+	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
+		return invalid("Range of blkio weight is from 10 to 1000")
+	}
+	for _, set := range []string{r.CpusetCpus, r.CpusetMems} {
+		if strings.Trim(set, "0123456789,-") != "" {
+			return invalid("Invalid value %s for cpuset", set)
+		}
+	}
+	return nil
+}
+
+// Resources turns limits into the OCI's.
+func Resources(r *container.Resources) (*specs.LinuxResources, error) {
+	out := &specs.LinuxResources{Memory: memory(r), CPU: cpu(r)}
+	if r.PidsLimit != nil {
+		limit := *r.PidsLimit
+		if limit <= 0 {
+			limit = -1
+		}
+		out.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	io, err := blockIO(r)
+	out.BlockIO = io
+	return out, err
+}
+
+func memory(r *container.Resources) *specs.LinuxMemory {
+	m := &specs.LinuxMemory{}
+	if r.Memory > 0 {
+		m.Limit = &r.Memory
+		// Docker allows as much swap again as memory when nothing is said.
+		swap := 2 * r.Memory
+		if r.MemorySwap != 0 {
+			swap = r.MemorySwap
+		}
+		m.Swap = &swap
+	}
+	if r.MemoryReservation > 0 {
+		m.Reservation = &r.MemoryReservation
+	}
+	if *m == (specs.LinuxMemory{}) {
+		return nil
+	}
+	return m
+}
+
+func cpu(r *container.Resources) *specs.LinuxCPU {
+	c := &specs.LinuxCPU{Cpus: r.CpusetCpus, Mems: r.CpusetMems}
+	if r.CPUShares > 0 {
+		shares := uint64(r.CPUShares)
+		c.Shares = &shares
+	}
+	if r.NanoCPUs > 0 {
+		period, quota := uint64(100_000), r.NanoCPUs*100_000/1e9
+		c.Period, c.Quota = &period, &quota
+	}
+	if r.CPUPeriod != 0 {
+		period := uint64(r.CPUPeriod)
+		c.Period = &period
+	}
+	if r.CPUQuota != 0 {
+		c.Quota = &r.CPUQuota
+	}
+	if *c == (specs.LinuxCPU{}) {
+		return nil
+	}
+	return c
+}
+
+func blockIO(r *container.Resources) (*specs.LinuxBlockIO, error) {
+	b := &specs.LinuxBlockIO{}
+	used := false
+	if r.BlkioWeight > 0 {
+		b.Weight, used = &r.BlkioWeight, true
+	}
+	for _, w := range r.BlkioWeightDevice {
+		major, minor, err := deviceNumbers(w.Path)
+		if err != nil {
+			return nil, err
+		}
+		d := specs.LinuxWeightDevice{Weight: &w.Weight}
+		d.Major, d.Minor = major, minor
+		b.WeightDevice, used = append(b.WeightDevice, d), true
+	}
+	for _, t := range []struct {
+		from []*blkiodev.ThrottleDevice
+		to   *[]specs.LinuxThrottleDevice
+	}{
+		{r.BlkioDeviceReadBps, &b.ThrottleReadBpsDevice},
+		{r.BlkioDeviceWriteBps, &b.ThrottleWriteBpsDevice},
+		{r.BlkioDeviceReadIOps, &b.ThrottleReadIOPSDevice},
+		{r.BlkioDeviceWriteIOps, &b.ThrottleWriteIOPSDevice},
+	} {
+		for _, dev := range t.from {
+			major, minor, err := deviceNumbers(dev.Path)
+			if err != nil {
+				return nil, err
+			}
+			d := specs.LinuxThrottleDevice{Rate: dev.Rate}
+			d.Major, d.Minor = major, minor
+			*t.to, used = append(*t.to, d), true
+		}
+	}
+	if !used {
+		return nil, nil
+	}
+	return b, nil
+}
+
+// deviceRule reads a rule as docker's --device-cgroup-rule writes it: "c 42:* rwm".
+func deviceRule(s string) (specs.LinuxDeviceCgroup, error) {
+	fields := strings.Fields(s)
+	bad := invalid("invalid device cgroup rule format: '%s'", s)
+	if len(fields) != 3 || len(fields[0]) != 1 || !strings.Contains("abc", fields[0]) ||
+		strings.Trim(fields[2], "rwm") != "" {
+		return specs.LinuxDeviceCgroup{}, bad
+	}
+	major, minor, ok := strings.Cut(fields[1], ":")
+	if !ok {
+		return specs.LinuxDeviceCgroup{}, bad
+	}
+	rule := specs.LinuxDeviceCgroup{Allow: true, Type: fields[0], Access: fields[2]}
+	for _, n := range []struct {
+		in  string
+		out **int64
+	}{{major, &rule.Major}, {minor, &rule.Minor}} {
+		if n.in == "*" {
+			continue
+		}
+		v, err := strconv.ParseUint(n.in, 10, 32)
+		if err != nil {
+			return specs.LinuxDeviceCgroup{}, bad
+		}
+		signed := int64(v)
+		*n.out = &signed
+	}
+	return rule, nil
+}
