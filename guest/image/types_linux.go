@@ -12,6 +12,9 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/image/registry"
+	"github.com/berthvm/berth/guest/image/rootfs"
 )
 
 // Options configure Open.
@@ -35,7 +38,7 @@ type Options struct {
 	// Proxy chooses the proxy of a request; nil means none.
 	Proxy func(*http.Request) (*url.URL, error)
 	// StallTimeout ends a transfer in which nothing moved for so long; zero
-	// means one minute.
+	// means 30 s.
 	StallTimeout time.Duration
 	// Retries is how often a request that failed for a passing reason is
 	// repeated; zero means 4, negative never.
@@ -43,12 +46,7 @@ type Options struct {
 }
 
 // Auth is how a registry is told who asks: what docker's X-Registry-Auth holds.
-type Auth struct {
-	Username      string
-	Password      string
-	IdentityToken string // exchanged for access tokens
-	RegistryToken string // a bearer token, sent as it is
-}
+type Auth = registry.Auth
 
 // Progress is one line of progress, as docker prints it. ID is empty for lines
 // that belong to the whole operation.
@@ -205,43 +203,15 @@ type Usage struct {
 	RootFS int64 // the writable layer and the image's layers
 }
 
-// ChangeKind says how a path of a container differs from its image. The values
-// are the Docker API's.
-type ChangeKind uint8
-
-// The kinds of change.
-const (
-	Modified ChangeKind = 0
-	Added    ChangeKind = 1
-	Removed  ChangeKind = 2
-)
-
-// String returns docker's letter for the kind.
-func (k ChangeKind) String() string {
-	switch k {
-	case Modified:
-		return "C"
-	case Added:
-		return "A"
-	case Removed:
-		return "D"
-	}
-	return "?"
-}
-
 // Change is one path that differs from the image; the path is absolute.
 type Change struct {
 	Path string
 	Kind ChangeKind
 }
 
-// Rootfs is a container's root filesystem: the image's layers, read-only, under a
-// writable one.
-type Rootfs struct {
-	Key      string
-	Image    digest.Digest // the target it was made from
-	Lower    []string      // the image's layers, top first
-	Upper    string        // the writable layer
-	Work     string        // overlayfs's own
-	Volatile bool
-}
+// ChangeKind says how a path of a container differs from its image. The values
+// are the Docker API's.
+type ChangeKind = rootfs.Kind
+
+// Rootfs is a container's root filesystem; its Mount method mounts it.
+type Rootfs = rootfs.Rootfs

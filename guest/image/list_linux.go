@@ -1,0 +1,152 @@
+package image
+
+import (
+	"context"
+	"path"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/distribution/reference"
+)
+
+// List returns the images that match, the newest first.
+func (s *Store) List(ctx context.Context, opts ListOptions) ([]Image, error) {
+	ctx = s.ctx(ctx)
+	before, since, err := s.bounds(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	records, err := s.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []Image
+	for _, r := range records {
+		img, err := s.image(ctx, r, nil)
+		if err != nil {
+			// One damaged image must not hide the others.
+			s.log.Warn("cannot read an image", "image", r.target.Digest, "error", err)
+			img = Image{ID: r.target.Digest, Target: r.target}
+			img.RepoTags, img.RepoDigests = r.shownNames()
+		}
+		if !before.IsZero() && !img.Created.Before(before) || !since.IsZero() && !img.Created.After(since) {
+			continue
+		}
+		if opts.match(&img) {
+			list = append(list, img)
+		}
+	}
+	sort.SliceStable(list, func(i, j int) bool { return list[i].Created.After(list[j].Created) })
+	return list, nil
+}
+
+// bounds finds the times that the filters before and since mean.
+func (s *Store) bounds(ctx context.Context, opts ListOptions) (before, since time.Time, err error) {
+	for _, b := range []struct {
+		ref string
+		at  *time.Time
+	}{{opts.Before, &before}, {opts.Since, &since}} {
+		if b.ref == "" {
+			continue
+		}
+		img, err := s.Get(ctx, b.ref)
+		if err != nil {
+			return before, since, err
+		}
+		*b.at = img.Created
+	}
+	return before, since, nil
+}
+
+// match applies all filters but before and since. The filter reference also
+// drops the names that do not match.
+func (o ListOptions) match(img *Image) bool {
+	if o.Dangling != nil && *o.Dangling != (len(img.RepoTags) == 0) {
+		return false
+	}
+	if !o.Until.IsZero() && !img.Created.Before(o.Until) {
+		return false
+	}
+	for _, l := range o.Labels {
+		if !hasLabel(img.Spec.Config.Labels, l) {
+			return false
+		}
+	}
+	for _, l := range o.NotLabels {
+		if hasLabel(img.Spec.Config.Labels, l) {
+			return false
+		}
+	}
+	if len(o.Reference) == 0 {
+		return true
+	}
+	img.RepoTags = matching(img.RepoTags, o.Reference)
+	img.RepoDigests = matching(img.RepoDigests, o.Reference)
+	return len(img.RepoTags)+len(img.RepoDigests) > 0
+}
+
+func hasLabel(labels map[string]string, filter string) bool {
+	key, value, exact := strings.Cut(filter, "=")
+	have, ok := labels[key]
+	return ok && (!exact || have == value)
+}
+
+// matching returns the names that match one of the patterns, as a whole or
+// without tag or digest.
+func matching(names, patterns []string) []string {
+	var found []string
+	for _, name := range names {
+		named, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			continue
+		}
+		for _, p := range patterns {
+			if matchName(p, name) || matchName(p, reference.FamiliarName(named)) || matchName(p, named.Name()) {
+				found = append(found, name)
+				break
+			}
+		}
+	}
+	return found
+}
+
+func matchName(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return err == nil && ok || pattern == name
+}
+
+// DiskUsage measures the whole store.
+func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
+	ctx = s.ctx(ctx)
+	var du DiskUsage
+	err := s.content.Walk(ctx, func(info content.Info) error {
+		du.Content += info.Size
+		return nil
+	})
+	if err != nil {
+		return du, err
+	}
+	err = s.snap.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		usage, err := s.snap.Usage(ctx, info.Name)
+		du.Layers += usage.Size
+		return err
+	})
+	if err != nil {
+		return du, err
+	}
+	for _, key := range s.RootfsKeys() {
+		r, err := s.Rootfs(ctx, key)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		rw, err := r.Usage(ctx)
+		if err != nil {
+			return du, err
+		}
+		du.Containers += rw
+	}
+	return du, nil
+}

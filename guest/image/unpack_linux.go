@@ -1,0 +1,121 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/unpack"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+)
+
+// unpacker is containerd's, with progress and with an end that can be waited for.
+type unpacker struct {
+	*unpack.Unpacker
+	cancel context.CancelFunc
+}
+
+// unpacker returns an unpacker for the manifests that match. Each layer is on the
+// disk before the database knows it: a power cut leaves no empty files.
+func (s *Store) unpacker(ctx context.Context, match platforms.MatchComparer, report *reporter) (unpacker, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	u, err := unpack.NewUnpacker(ctx, s.content,
+		unpack.WithUnpackPlatform(unpack.Platform{
+			Platform:                match,
+			SnapshotterKey:          snapshotter,
+			Snapshotter:             s.snap,
+			SnapshotterCapabilities: []string{snapshots.RebaseCap},
+			Applier:                 reportingApplier{s.applier, report},
+			ApplyOpts:               []diff.ApplyOpt{diff.WithSyncFs(true)},
+		}),
+		unpack.WithDuplicationSuppressor(s.work),
+		unpack.WithLimiter(semaphore.NewWeighted(maxDownloads)),
+		unpack.WithUnpackLimiter(semaphore.NewWeighted(maxUnpacks)),
+		unpack.WithFetchAllContent(),
+	)
+	if err != nil {
+		cancel()
+		return unpacker{}, err
+	}
+	return unpacker{u, cancel}, nil
+}
+
+// wait waits until all is unpacked.
+func (u unpacker) wait() error {
+	defer u.cancel()
+	_, err := u.Wait()
+	return err
+}
+
+// stop ends what is being unpacked and waits for it.
+func (u unpacker) stop() error {
+	u.cancel()
+	_, err := u.Wait()
+	return err
+}
+
+// reportingApplier tells how far a layer's unpacking is.
+type reportingApplier struct {
+	diff.Applier
+	report *reporter
+}
+
+func (a reportingApplier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	opts = append(opts, diff.WithProgress(func(_ ocispec.Descriptor, at int64) {
+		a.report.layer(desc.Digest, "Extracting", at, desc.Size)
+	}))
+	out, err := a.Applier.Apply(ctx, desc, mounts, opts...)
+	if err != nil {
+		return out, fmt.Errorf("failed to register layer %s: %w", desc.Digest, err)
+	}
+	a.report.layer(desc.Digest, "Pull complete", 0, 0)
+	return out, nil
+}
+
+const copyBuffer = 128 << 10 // bytes
+
+// copyAt writes r, which is size bytes long, from offset on. More bytes than size
+// are an error. It returns how many were written.
+func copyAt(ctx context.Context, w content.Writer, r io.Reader, offset, size int64, progress func(at int64)) (int64, error) {
+	if offset > 0 {
+		seeker, ok := r.(io.Seeker)
+		if !ok {
+			return 0, fmt.Errorf("cannot resume at %d: %w", offset, errdefs.ErrUnavailable)
+		}
+		if _, err := seeker.Seek(offset, io.SeekStart); err != nil {
+			return 0, err
+		}
+	}
+	buf := make([]byte, copyBuffer)
+	var written int64
+	for {
+		n, err := r.Read(buf)
+		if offset+written+int64(n) > size {
+			return written, fmt.Errorf("more than %d bytes came: %w", size, errdefs.ErrFailedPrecondition)
+		}
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return written, fmt.Errorf("cannot store a blob: %w", err)
+			}
+			written += int64(n)
+			progress(offset + written)
+		}
+		switch {
+		case err == io.EOF && offset+written < size:
+			return written, fmt.Errorf("only %d of %d bytes came: %w", offset+written, size, errdefs.ErrUnavailable)
+		case err == io.EOF:
+			return written, nil
+		case err != nil && ctx.Err() != nil:
+			return written, context.Cause(ctx)
+		case err != nil:
+			return written, err
+		}
+	}
+}
