@@ -113,6 +113,7 @@ type Config struct {
 
 	Disks   []Disk    // in order: the guest sees /dev/vda, /dev/vdb, ...
 	Network Network   // optional
+	Shares  []Share   // folders the guest may mount
 	Console io.Writer // gets the guest's console output; nil drops it. Calls are serial.
 
 	// Reset, if set, is called after the guest has restarted itself: connections
@@ -139,6 +140,42 @@ type Network interface {
 	ServeDatagram(ctx context.Context, conn net.Conn) error
 }
 
+// Share is a folder of the host that the guest mounts by its tag. A driver whose
+// hypervisor serves folders itself uses Path and ReadOnly, the others attach
+// Server to a device.
+type Share struct {
+	Tag      string // at most 36 letters, digits, dashes and underscores
+	Path     string
+	ReadOnly bool
+	Server   ShareServer
+}
+
+// ShareServer answers the guest's requests on one folder. It is safe for
+// concurrent use.
+type ShareServer interface {
+	// HandleRequest answers one FUSE request, in, and writes the reply to out. Both
+	// stay the caller's, who must not let the guest change in meanwhile. It returns
+	// the reply's length in bytes, 0 when there is none.
+	HandleRequest(in, out [][]byte) int
+	// Reset forgets what the guest knew and had open: it has been restarted. No
+	// request is under way then.
+	Reset() error
+}
+
+// Validate reports what is wrong with the share's tag.
+func (s Share) Validate() error {
+	const maxTag = 36 // bytes, virtio 1.2, 5.11.4
+	if s.Tag == "" || len(s.Tag) > maxTag {
+		return fmt.Errorf("share %q: a tag has 1 to %d characters", s.Tag, maxTag)
+	}
+	for _, r := range s.Tag {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' {
+			return fmt.Errorf("share %q: a tag has letters, digits, dashes and underscores only", s.Tag)
+		}
+	}
+	return nil
+}
+
 // Validate reports the first thing wrong with c, purely: it looks at no file.
 func (c Config) Validate() error {
 	switch {
@@ -160,6 +197,16 @@ func (c Config) Validate() error {
 		if !validSerial(d.Serial) {
 			return fmt.Errorf("disk %d: invalid serial %q: at most 20 letters, digits and dashes", i, d.Serial)
 		}
+	}
+	seen := map[string]bool{}
+	for _, s := range c.Shares {
+		if err := s.Validate(); err != nil {
+			return err
+		}
+		if seen[s.Tag] {
+			return fmt.Errorf("share %q: the tag is taken by another share", s.Tag)
+		}
+		seen[s.Tag] = true
 	}
 	return nil
 }
