@@ -1,0 +1,166 @@
+package virtiofs
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/vm/internal/vhostuser"
+)
+
+const (
+	maxTag      = 36       // bytes of the tag in the configuration space
+	maxInFlight = 64       // requests
+	maxMemory   = 16 << 20 // bytes of all requests' and replies' buffers
+
+	// maxMessage is the longest request or reply: 1 MiB of data behind a page of
+	// headers. A chain's room beyond it is left unused.
+	maxMessage = 1<<20 + 4096
+
+	headerLen = 40 // struct fuse_in_header, whose first field is the length
+)
+
+// Device is one shared folder's device. It serves one front-end, once.
+type Device struct {
+	tag    string
+	server vm.ShareServer
+	log    *slog.Logger
+
+	work sync.WaitGroup // requests in flight
+
+	mu       sync.Mutex // guards what follows; taken before a queue's lock
+	inFlight int
+	memory   int
+	waiting  []*vhostuser.Queue // with chains that had no room
+}
+
+// New makes the device for a folder that the guest mounts by tag, at most 36
+// bytes without NUL.
+func New(tag string, server vm.ShareServer, log *slog.Logger) (*Device, error) {
+	if err := (vm.Share{Tag: tag}).Validate(); err != nil {
+		return nil, err
+	}
+	return &Device{tag: tag, server: server, log: log}, nil
+}
+
+// Serve serves the front-end at the other end of conn until it hangs up or ctx
+// ends, and closes conn. The server is not called any more once it returns.
+func (d *Device) Serve(ctx context.Context, conn *net.UnixConn) error {
+	config := make([]byte, maxTag+4)
+	copy(config, d.tag)
+	binary.LittleEndian.PutUint32(config[maxTag:], 1) // request queues, besides the one for high priority
+	err := vhostuser.Serve(ctx, conn, vhostuser.Spec{Queues: 2, Config: config}, d, d.log)
+	d.work.Wait()
+	return err
+}
+
+// Start is called by the transport.
+func (d *Device) Start(_ []*vhostuser.Queue, _ uint64, fresh bool) {
+	if !fresh {
+		return
+	}
+	d.mu.Lock()
+	d.waiting = nil
+	d.mu.Unlock()
+	d.work.Wait() // an old guest's requests must not act on the new one's files
+	if err := d.server.Reset(); err != nil {
+		d.log.Error("cannot start anew on a shared folder", "tag", d.tag, "error", err)
+	}
+}
+
+// Stop is called by the transport. Requests in flight go on; their replies reach
+// the guest if it was only paused.
+func (d *Device) Stop() {}
+
+// HandleQueue is called by the transport.
+func (d *Device) HandleQueue(q *vhostuser.Queue) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pump(q)
+}
+
+// request is one chain with its buffers.
+type request struct {
+	queue *vhostuser.Queue
+	chain vhostuser.Chain
+	in    []byte
+	out   []byte
+}
+
+// pump starts the requests that the guest has queued, as far as there is room.
+// The caller holds mu.
+func (d *Device) pump(q *vhostuser.Queue) {
+	if !q.Begin() {
+		return
+	}
+	defer q.End()
+	for {
+		for q.Available() {
+			if d.inFlight >= maxInFlight || d.memory >= maxMemory {
+				d.wait(q)
+				return
+			}
+			r := &request{queue: q}
+			if !q.Pop(&r.chain) {
+				break
+			}
+			d.start(r)
+		}
+		if q.Err() != nil || !q.EnableKicks() {
+			break
+		}
+	}
+	if err := q.Err(); err != nil {
+		d.log.Warn("the guest broke a shared folder's ring", "tag", d.tag, "error", err)
+	}
+}
+
+func (d *Device) wait(q *vhostuser.Queue) {
+	for _, w := range d.waiting {
+		if w == q {
+			return
+		}
+	}
+	d.waiting = append(d.waiting, q)
+}
+
+// start takes a request out of the guest's memory and lets it run. The caller
+// holds mu and the queue.
+func (d *Device) start(r *request) {
+	readable, writable := r.chain.Readable(), r.chain.Writable()
+	if readable < headerLen || readable > maxMessage {
+		r.queue.Push(&r.chain, 0)
+		return
+	}
+	r.in = make([]byte, readable)
+	r.out = make([]byte, min(writable, maxMessage))
+	if n := r.chain.Read(r.in); n < len(r.in) {
+		r.queue.Push(&r.chain, 0)
+		return
+	}
+	d.inFlight++
+	d.memory += len(r.in) + len(r.out)
+	d.work.Go(func() { d.serve(r) })
+}
+
+// serve answers a request and makes room for those that wait.
+func (d *Device) serve(r *request) {
+	n := d.server.HandleRequest([][]byte{r.in}, [][]byte{r.out})
+	if r.queue.Begin() {
+		written := r.chain.Write(r.out[:min(n, len(r.out))])
+		r.queue.Push(&r.chain, uint32(written))
+		r.queue.End()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inFlight--
+	d.memory -= len(r.in) + len(r.out)
+	waiting := d.waiting
+	d.waiting = nil
+	for _, q := range waiting {
+		d.pump(q)
+	}
+}
