@@ -31,11 +31,11 @@
 //	Remove(ctx, refOrID string, RemoveOptions) ([]Deleted, error)
 //	Prune(ctx, PruneOptions) (Pruned, error)
 //	DiskUsage(ctx) (DiskUsage, error)
-//	Load(ctx, io.Reader, ProgressFunc) ([]Image, error); Save(ctx, io.Writer, refs []string, *ocispec.Platform) error
+//	Load(ctx, io.Reader, ProgressFunc) ([]Loaded, error); Save(ctx, io.Writer, refs []string, *ocispec.Platform) error
 //	Import(ctx, io.Reader, ImportOptions) (Image, error)
 //	LoadBuiltin(ctx, dir string) error
 //	Prepare(ctx, key, refOrID string, PrepareOptions) (Rootfs, error)
-//	Rootfs(key string) (Rootfs, error); RemoveRootfs(ctx, key string) error; RootfsKeys() []string
+//	Rootfs(ctx, key string) (Rootfs, error); RemoveRootfs(ctx, key string) error; RootfsKeys() []string
 //	Usage(ctx, key string) (Usage, error); Changes(ctx, key string) ([]Change, error)
 //	Commit(ctx, key string, CommitOptions) (Image, error)
 //

@@ -215,3 +215,9 @@ type ChangeKind = rootfs.Kind
 
 // Rootfs is a container's root filesystem; its Mount method mounts it.
 type Rootfs = rootfs.Rootfs
+
+// Loaded is one image of an archive that was loaded.
+type Loaded struct {
+	Ref string // as docker shows it; empty when the archive has no name for it
+	ID  digest.Digest
+}

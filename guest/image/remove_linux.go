@@ -1,0 +1,157 @@
+package image
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// Remove takes a name off an image, and removes the image with its last one. An
+// image in use, or one with several names that is given by ID, is a conflict
+// unless forced; one that a running container uses is never removed.
+func (s *Store) Remove(ctx context.Context, refOrID string, opts RemoveOptions) ([]Deleted, error) {
+	ctx = s.ctx(ctx)
+	s.tagging.Lock()
+	defer s.tagging.Unlock()
+	r, matched, err := s.find(ctx, refOrID)
+	if err != nil {
+		return nil, err
+	}
+	drop, err := s.namesToDrop(r, matched, opts.Force)
+	if err != nil {
+		return nil, err
+	}
+	last := len(drop) == len(r.names)
+	var users []User
+	if opts.Users != nil {
+		users = opts.Users(r.target.Digest)
+	}
+	if last {
+		if err := inUse(refOrID, r.target.Digest, matched != "", users, opts.Force); err != nil {
+			return nil, err
+		}
+	}
+	deleted, err := s.dropNames(ctx, r, drop)
+	if err != nil || !last {
+		return deleted, err
+	}
+	s.collectSoon()
+	return append(deleted, Deleted{Deleted: r.target.Digest}), nil
+}
+
+// namesToDrop returns the database's names that a removal takes away.
+func (s *Store) namesToDrop(r record, matched string, force bool) ([]images.Image, error) {
+	if matched != "" {
+		for _, img := range r.names {
+			if img.Name == matched {
+				return []images.Image{img}, nil
+			}
+		}
+	}
+	repositories := map[string]bool{}
+	for _, img := range r.names {
+		if named(img.Name) {
+			repositories[img.Name] = true
+		}
+	}
+	if len(repositories) > 1 && !force {
+		return nil, fmt.Errorf("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories: %w",
+			shortID(r.target.Digest), errdefs.ErrConflict)
+	}
+	return r.names, nil
+}
+
+// inUse returns the conflict when containers use an image.
+func inUse(shown string, id digest.Digest, byName bool, users []User, force bool) error {
+	for _, u := range users {
+		if u.Running {
+			if byName && !force {
+				return fmt.Errorf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s: %w",
+					shown, shortContainer(u.ContainerID), shortID(id), errdefs.ErrConflict)
+			}
+			return fmt.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s: %w",
+				shortID(id), shortContainer(u.ContainerID), errdefs.ErrConflict)
+		}
+	}
+	if len(users) == 0 || force {
+		return nil
+	}
+	if byName {
+		return fmt.Errorf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s: %w",
+			shown, shortContainer(users[0].ContainerID), shortID(id), errdefs.ErrConflict)
+	}
+	return fmt.Errorf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s: %w",
+		shortID(id), shortContainer(users[0].ContainerID), errdefs.ErrConflict)
+}
+
+func shortContainer(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}
+
+// dropNames takes names off an image. The caller holds tagging.
+func (s *Store) dropNames(ctx context.Context, r record, drop []images.Image) ([]Deleted, error) {
+	var deleted []Deleted
+	for _, img := range drop {
+		if err := s.images.Delete(ctx, img.Name); err != nil && !errdefs.IsNotFound(err) {
+			return deleted, err
+		}
+		if !named(img.Name) {
+			continue
+		}
+		shown := img.Name
+		if n, err := reference.ParseNormalizedNamed(img.Name); err == nil {
+			shown = reference.FamiliarString(n)
+		}
+		deleted = append(deleted, Deleted{Untagged: shown})
+	}
+	return deleted, nil
+}
+
+// Prune removes the images without names, or all, that no container uses, and
+// waits until their space is free.
+func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
+	ctx = s.ctx(ctx)
+	before, err := s.DiskUsage(ctx)
+	if err != nil {
+		return Pruned{}, err
+	}
+	list := opts.List
+	if !opts.All {
+		dangling := true
+		list.Dangling = &dangling
+	}
+	found, err := s.List(ctx, list)
+	if err != nil {
+		return Pruned{}, err
+	}
+	var pruned Pruned
+	for _, img := range found {
+		if opts.Users != nil && len(opts.Users(img.ID)) > 0 {
+			continue
+		}
+		deleted, err := s.Remove(ctx, img.ID.String(), RemoveOptions{Force: true, Users: opts.Users})
+		if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
+			continue // taken into use, or removed, meanwhile
+		}
+		if err != nil {
+			return pruned, err
+		}
+		pruned.Deleted = append(pruned.Deleted, deleted...)
+	}
+	if err := s.collect(ctx); err != nil {
+		return pruned, err
+	}
+	after, err := s.DiskUsage(ctx)
+	if err != nil {
+		return pruned, err
+	}
+	pruned.Reclaimed = max(before.Content+before.Layers-after.Content-after.Layers, 0)
+	return pruned, nil
+}
