@@ -8,9 +8,11 @@
 //
 //	1  guest→host  hello      JSON frames, both ways, for the life of the boot
 //	2  guest→host  loopback   Preamble, DialRequest, DialReply, then raw bytes
+//	3  guest→host  publish    Preamble, PublishRequest, PublishReply; open while the stream is
 //	10 host→guest  control    HTTP/1.1 and JSON, served by the engine
 //	11 host→guest  docker     raw bytes of the Docker Engine API
 //	12 host→guest  ssh        the SSH protocol
+//	13 host→guest  portal     PortalRequest, then the bytes of one published connection
 //
 // # Hello
 //
@@ -27,6 +29,16 @@
 // SecretSize raw bytes). The guest never shows the secret to a container, and
 // AF_VSOCK is closed to containers, so a stream that starts with it comes from
 // the guest's own programs.
+//
+// # Published ports
+//
+// The guest asks for a listener on the host by opening a publish stream; the
+// host listens before it replies, and until the guest closes the stream or the
+// boot ends. For each connection to the listener the host opens a portal stream.
+// TCP's bytes follow the PortalRequest raw, with half-close both ways. UDP has
+// one stream for each of the clients' addresses, with each datagram behind its
+// length as two bytes, big-endian; either side ends a stream on which nothing
+// has come for FlowIdle.
 //
 // # Frames
 //
@@ -52,10 +64,12 @@ const Protocol = 1
 const (
 	PortHelloHost    = 1
 	PortLoopbackHost = 2
+	PortPublishHost  = 3
 
 	PortControl = 10
 	PortDocker  = 11
 	PortSSH     = 12
+	PortPortal  = 13
 )
 
 // HostCID and GuestCID are the two ends' vsock addresses.
@@ -69,6 +83,10 @@ const (
 	MaxFrame = 1 << 20
 	// SecretSize is the length of a boot's secret, in bytes.
 	SecretSize = 32
+	// FlowIdle ends a UDP flow on which nothing has come for so long.
+	FlowIdle = 60 * time.Second
+	// MaxDatagram is the largest datagram of a flow, in bytes.
+	MaxDatagram = 1<<16 - 1
 )
 
 // ErrFrameTooLarge is returned for a frame whose length is over MaxFrame.
@@ -185,6 +203,48 @@ type DialRequest struct {
 // DialReply is the host's answer. Raw bytes follow when Error is empty.
 type DialReply struct {
 	Error string `json:"error,omitempty"`
+}
+
+// PublishRequest asks the host to listen for a container, on PortPublishHost,
+// after the secret.
+type PublishRequest struct {
+	ID      uint64 `json:"id"`      // chosen by the guest, comes back in each PortalRequest
+	Network string `json:"network"` // "tcp" or "udp"
+	Address string `json:"address"` // on the host: "0.0.0.0:8080", "[::1]:0", ":80" for all addresses
+}
+
+// PublishReply is the host's answer.
+type PublishReply struct {
+	Address string `json:"address"` // with the port that was chosen
+	Error   string `json:"error,omitempty"`
+}
+
+// PortalRequest opens a portal stream.
+type PortalRequest struct {
+	ID   uint64 `json:"id"`   // of the PublishRequest
+	Peer string `json:"peer"` // the client's address on the host, for messages
+}
+
+// WriteDatagram sends p, at most MaxDatagram bytes, on a flow's stream, in one
+// Write.
+func WriteDatagram(w io.Writer, p []byte) error {
+	if len(p) > MaxDatagram {
+		return ErrFrameTooLarge
+	}
+	buf := make([]byte, 2, 2+len(p))
+	binary.BigEndian.PutUint16(buf, uint16(len(p)))
+	_, err := w.Write(append(buf, p...))
+	return err
+}
+
+// ReadDatagram reads the next datagram of a flow into buf, MaxDatagram bytes
+// long, and returns its length.
+func ReadDatagram(r io.Reader, buf []byte) (int, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, err
+	}
+	return io.ReadFull(r, buf[:binary.BigEndian.Uint16(head[:])])
 }
 
 // WriteFrame sends v as one frame, in one Write.

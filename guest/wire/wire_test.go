@@ -59,6 +59,30 @@ func TestWriteFrameTooLarge(t *testing.T) {
 	}
 }
 
+func TestDatagrams(t *testing.T) {
+	var buf bytes.Buffer
+	want := [][]byte{[]byte("one"), {}, bytes.Repeat([]byte("x"), MaxDatagram)}
+	for _, p := range want {
+		if err := WriteDatagram(&buf, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := WriteDatagram(&buf, make([]byte, MaxDatagram+1)); !errors.Is(err, ErrFrameTooLarge) {
+		t.Errorf("too large: %v", err)
+	}
+	got := make([]byte, MaxDatagram)
+	for _, p := range want {
+		n, err := ReadDatagram(&buf, got)
+		if err != nil || !bytes.Equal(got[:n], p) {
+			t.Errorf("got %d bytes, %v, want %d", n, err, len(p))
+		}
+	}
+	buf.WriteString("\x00\x05cut")
+	if _, err := ReadDatagram(&buf, got); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a cut datagram: %v", err)
+	}
+}
+
 func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x02{}"))
 	f.Add([]byte("\x00\x00\x00\x0f{\"protocol\":1}x"))
