@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -175,7 +176,7 @@ func (s *Store) makeRootfs(r *Rootfs) error {
 	return nil
 }
 
-// newPrefix and goneprefix start names that are no keys: roots that are being
+// newPrefix and gonePrefix start names that are no keys: roots that are being
 // made and removed.
 const (
 	newPrefix  = ".new-"
@@ -320,16 +321,13 @@ func (s *Store) RemoveRootfs(_ context.Context, key string) error {
 	s.rootfs.mu.Lock()
 	delete(s.rootfs.byKey, key)
 	s.rootfs.mu.Unlock()
-	trash, err := os.MkdirTemp(s.path("rootfs"), gonePrefix)
+	trash := s.path("rootfs", gonePrefix+rand.Text())
+	err := os.Rename(s.path("rootfs", key), trash)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("cannot remove the root filesystem of %s: %w", key, err)
-	}
-	err = os.Rename(s.path("rootfs", key), trash)
-	if errors.Is(err, fs.ErrNotExist) {
-		return os.Remove(trash)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot remove the root filesystem of %s: %w", key, errors.Join(err, os.Remove(trash)))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

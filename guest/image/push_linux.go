@@ -78,13 +78,9 @@ func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts P
 	if err != nil {
 		return Pushed{}, err
 	}
-	target := img.Target
-	if opts.Platform != nil {
-		found, err := s.GetPlatform(ctx, target.Digest.String(), opts.Platform)
-		if err != nil {
-			return Pushed{}, err
-		}
-		target = found.Manifest
+	target, err := s.pushTarget(ctx, img.Target, opts.Platform, report)
+	if err != nil {
+		return Pushed{}, err
 	}
 	tracker := docker.NewInMemoryTracker()
 	pusher, err := s.registry.Resolver(ctx, opts.Auth, tracker).Pusher(ctx, named.String()+"@"+target.Digest.String())
@@ -97,6 +93,30 @@ func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts P
 	}
 	report.line(Progress{Status: fmt.Sprintf("%s: digest: %s size: %d", named.Tag(), target.Digest, target.Size)})
 	return Pushed{Tag: named.Tag(), Digest: target.Digest, Size: target.Size}, nil
+}
+
+// pushTarget returns what of an image to push: one platform's manifest, or all of
+// it. Of an index of which one platform was pulled, that one goes alone: a
+// registry takes no index whose manifests it lacks.
+func (s *Store) pushTarget(ctx context.Context, target ocispec.Descriptor, platform *ocispec.Platform, report *reporter) (ocispec.Descriptor, error) {
+	img, err := s.GetPlatform(ctx, target.Digest.String(), platform)
+	if err != nil {
+		return target, err
+	}
+	if platform != nil {
+		return img.Manifest, nil
+	}
+	var here []ocispec.Descriptor
+	for _, m := range img.Manifests {
+		if m.Available && !m.Attestation {
+			here = append(here, m.Descriptor)
+		}
+	}
+	if len(here) != 1 || len(img.Manifests) == 1 {
+		return target, nil
+	}
+	report.line(Progress{Status: "Not all platforms of the image are here: pushing the one that is"})
+	return here[0], nil
 }
 
 // push sends the blobs of one image.
