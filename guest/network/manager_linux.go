@@ -3,101 +3,287 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/berthvm/berth/guest/network/internal/firewall"
+	"github.com/berthvm/berth/guest/network/internal/link"
 )
 
-var errTODO = errors.New("not yet")
-
 // Manager owns the machine's networks.
-type Manager struct{}
+//
+// Locks, in this order: sandbox.op (one change to a container at a time),
+// network.dev (the bridge's interface), mu (everything in memory). mu is never
+// held over a call to the kernel.
+type Manager struct {
+	opts Options
+	log  *slog.Logger
+	root *link.Conn // in the machine's own namespace
+
+	base sync.Mutex // makes fw, once
+	fw   *firewall.Firewall
+
+	mu        sync.RWMutex
+	networks  map[string]*network // by ID
+	sandboxes map[string]*sandbox // by container ID
+	site      netip.Prefix        // where IPv6 subnets come from; zero until it is needed
+	spare     *link.NS            // made ahead of time
+	closed    bool
+
+	work sync.WaitGroup // background work; Add only with mu held and closed unset
+}
 
 // Open reads the state and makes ready. It changes nothing in the kernel.
-func Open(ctx context.Context, opts Options) (*Manager, error) { return nil, errTODO }
+func Open(ctx context.Context, opts Options) (*Manager, error) {
+	opts.setDefaults()
+	for _, dir := range []string{opts.StateDir, opts.RunDir, opts.NetNSDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	st, err := readState(opts.statePath())
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the networks: %w", err)
+	}
+	m := &Manager{opts: opts, log: opts.Log, site: st.Site, networks: map[string]*network{}, sandboxes: map[string]*sandbox{}}
+	for _, n := range predefined(opts) {
+		n.Created = time.Now().UTC()
+		if err := m.addNetwork(n); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range st.Networks {
+		if err := m.addNetwork(n); err != nil {
+			return nil, fmt.Errorf("cannot use the network %s: %w", n.Name, err)
+		}
+	}
+	files, err := readSandboxes(opts.RunDir, func(path string, err error) {
+		m.log.Warn("a container's network state is damaged and ignored", "file", path, "error", err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		m.adopt(f)
+	}
+	if m.root, err = link.Dial(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (o *Options) setDefaults() {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&o.RunDir, "/run/berth/network")
+	def(&o.NetNSDir, "/run/berth/netns")
+	def(&o.Uplink, "eth0")
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	if !o.DefaultSubnet.IsValid() {
+		o.DefaultSubnet = netip.MustParsePrefix("172.17.0.1/16")
+	}
+	o.DNS = slices.Clone(o.DNS)
+}
 
 // Close stops the DNS servers and frees what this process holds. Networks and
 // endpoints stay as they are, for the next Open: containers outlive the engine.
-func (m *Manager) Close() error { return nil }
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	spare, sandboxes := m.spare, slices.Collect(maps.Values(m.sandboxes))
+	m.spare = nil
+	m.mu.Unlock()
 
-// Restore takes up the endpoints of the containers that keep reports to run, and
-// removes everything else that an earlier Manager left: other containers'
-// endpoints, interfaces, namespaces, rules. What is in use is not interrupted.
-func (m *Manager) Restore(ctx context.Context, keep func(containerID string) bool) error {
-	return errTODO
+	m.work.Wait()
+	if spare != nil {
+		spare.Close()
+	}
+	for _, sb := range sandboxes {
+		sb.op.Lock()
+		sb.stopDNS()
+		sb.op.Unlock()
+	}
+	m.base.Lock()
+	defer m.base.Unlock()
+	m.root.Close()
+	if m.fw != nil {
+		return m.fw.Close()
+	}
+	return nil
+}
+
+// background runs f on a goroutine that Close waits for. It reports whether it
+// does: not after Close.
+func (m *Manager) background(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.work.Go(f)
+	return true
+}
+
+var errClosed = errors.New("the network manager is closed")
+
+// firewall returns the rules, making what all bridges need at the first call.
+func (m *Manager) firewall() (*firewall.Firewall, error) {
+	m.base.Lock()
+	defer m.base.Unlock()
+	if m.fw != nil {
+		return m.fw, nil
+	}
+	uplink, err := m.uplinkPrefixes()
+	if err != nil {
+		return nil, err
+	}
+	var local []netip.Addr
+	for _, p := range uplink {
+		local = append(local, p.Addr())
+	}
+	fw, err := firewall.New(local)
+	if err != nil {
+		return nil, err
+	}
+	if err := link.Sysctl("ipv4/ip_forward", "1"); err != nil {
+		fw.Close()
+		return nil, fmt.Errorf("cannot switch forwarding on: %w", err)
+	}
+	m.fw = fw
+	return fw, nil
+}
+
+// uplinkPrefixes are the machine's own addresses, with their prefixes.
+func (m *Manager) uplinkPrefixes() ([]netip.Prefix, error) {
+	l, err := m.root.ByName(m.opts.Uplink)
+	if link.IsNotExist(err) {
+		return nil, nil // a machine without a network
+	}
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.root.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, p := range all[l.Index] {
+		if !p.Addr().IsLinkLocalUnicast() {
+			out = append(out, p)
+		}
+	}
+	return out, nil
 }
 
 // Prepare makes docker0, the firewall's table and a spare namespace, so that the
 // first container need not wait for them. It is meant for the background once
 // the engine answers; without it they are made when they are first needed.
-func (m *Manager) Prepare(ctx context.Context) error { return errTODO }
-
-// Create makes a network. An error is errdefs' AlreadyExists (the name),
-// InvalidArgument, PermissionDenied (a predefined name) or, when no subnet is
-// free, ResourceExhausted.
-func (m *Manager) Create(ctx context.Context, cfg Config) (Network, error) {
-	return Network{}, errTODO
+func (m *Manager) Prepare(ctx context.Context) error {
+	n, err := m.find(Bridge)
+	if err != nil {
+		return err
+	}
+	if _, err := m.ensureBridge(n); err != nil {
+		return err
+	}
+	return m.refill()
 }
 
-// Remove removes a network that no endpoint uses.
-func (m *Manager) Remove(ctx context.Context, nameOrID string) error { return errTODO }
-
-// Get finds a network by name, ID, or a prefix of an ID that fits one only.
-func (m *Manager) Get(nameOrID string) (Network, error) { return Network{}, errTODO }
-
-// List returns all networks, sorted by name.
-func (m *Manager) List() []Network { return nil }
+// refill makes the spare namespace if there is none.
+func (m *Manager) refill() error {
+	m.mu.RLock()
+	need := m.spare == nil && !m.closed
+	m.mu.RUnlock()
+	if !need {
+		return nil
+	}
+	ns, err := link.NewNS()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	if m.spare == nil && !m.closed {
+		m.spare, ns = ns, nil
+	}
+	m.mu.Unlock()
+	if ns != nil {
+		ns.Close()
+	}
+	return nil
+}
 
 // NewNS makes a network namespace with its loopback up and pins it; it survives
 // the engine. The path is what Attach and a runtime spec take. A second call for
 // the same id returns the same namespace.
 func (m *Manager) NewNS(ctx context.Context, id string) (path string, err error) {
-	return "", errTODO
+	path, err = m.nsPath(id)
+	if err != nil {
+		return "", err
+	}
+	if link.Pinned(path) {
+		return path, nil
+	}
+	m.mu.Lock()
+	ns := m.spare
+	m.spare = nil
+	m.mu.Unlock()
+	if ns == nil {
+		if ns, err = link.NewNS(); err != nil {
+			return "", err
+		}
+	}
+	defer ns.Close()
+	if err := ns.Pin(path); err != nil {
+		return "", fmt.Errorf("cannot keep the network namespace: %w", err)
+	}
+	return path, nil
 }
 
 // RemoveNS undoes NewNS; the kernel frees the namespace when its last process
 // has gone. It is no error if there is none.
-func (m *Manager) RemoveNS(ctx context.Context, id string) error { return errTODO }
-
-// Attach connects a container to a network: on a running one, too. On host and
-// none it only records the endpoint. Afterwards the container's default route
-// and DNS server fit all its endpoints. A failed Attach leaves nothing behind.
-func (m *Manager) Attach(ctx context.Context, req AttachRequest) (Endpoint, error) {
-	return Endpoint{}, errTODO
+func (m *Manager) RemoveNS(ctx context.Context, id string) error {
+	path, err := m.nsPath(id)
+	if err != nil {
+		return err
+	}
+	return link.Unpin(path)
 }
 
-// Detach undoes one Attach. The error is errdefs' NotFound when the container is
-// not on that network.
-func (m *Manager) Detach(ctx context.Context, containerID, network string) error { return errTODO }
-
-// Release takes everything back that a container has: published ports, DNS
-// server, endpoints, and the namespace that NewNS made for its ID. It is no error
-// if there is nothing, so it may be called for any container that has stopped.
-func (m *Manager) Release(ctx context.Context, containerID string) error { return errTODO }
-
-// Rename changes a container's name and, on every endpoint of its, the DNS name
-// that was the old one.
-func (m *Manager) Rename(ctx context.Context, containerID, name string) error { return errTODO }
-
-// Endpoints returns a container's endpoints, the one with the default route
-// first.
-func (m *Manager) Endpoints(containerID string) []Endpoint { return nil }
-
-// NetworkEndpoints returns the endpoints on a network, sorted by container ID.
-func (m *Manager) NetworkEndpoints(nameOrID string) ([]Endpoint, error) { return nil, errTODO }
-
-// Publish replaces the ports that are published for a container. They follow its
-// default route when networks come and go. Port's HostPort must not be zero. The
-// error is errdefs' Conflict when another container has a port already.
-func (m *Manager) Publish(ctx context.Context, containerID string, ports []Port) error {
-	return errTODO
+func (m *Manager) nsPath(id string) (string, error) {
+	if !validID(id) {
+		return "", invalid("invalid container ID %q", id)
+	}
+	return filepath.Join(m.opts.NetNSDir, id), nil
 }
 
-// Ports returns what Publish was given.
-func (m *Manager) Ports(containerID string) []Port { return nil }
-
-// Address is where the machine itself reaches a container: its address on the
-// network with the default route. ok is false when it has none (host, none, not
-// running).
-func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) { return netip.Addr{}, false }
-
-// Stats reads the counters of a container's interfaces, sorted by name.
-func (m *Manager) Stats(containerID string) ([]Stats, error) { return nil, errTODO }
+// validID guards the file names that are made of IDs.
+func validID(id string) bool {
+	if id == "" || len(id) > 128 || id[0] == '.' {
+		return false
+	}
+	for _, r := range id {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.' {
+			return false
+		}
+	}
+	return true
+}

@@ -116,6 +116,9 @@ type AttachRequest struct {
 	// Links are names that only this container uses for others: alias → name.
 	Links map[string]string
 
+	// DNS replaces Options.DNS for the names that 127.0.0.11 does not know.
+	DNS []netip.Addr
+
 	GatewayPriority int // the highest wins the default route
 	DriverOpts      map[string]string
 }

@@ -1,0 +1,206 @@
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"github.com/google/nftables"
+)
+
+// TableName is the name of the table, of family inet.
+const TableName = "berth"
+
+// Bridge is what the rules need to know about a network.
+type Bridge struct {
+	Name       string
+	Internal   bool // nothing leaves or enters
+	ICC        bool // containers reach each other
+	Masquerade bool // what leaves takes the machine's address
+	Subnets    []netip.Prefix
+	Gateways   []netip.Addr
+}
+
+// Forward is a published port: what arrives at HostIP (or at any address of the
+// machine's) and HostPort goes to To.
+type Forward struct {
+	Proto    uint8 // IPPROTO_TCP, ...
+	HostIP   netip.Addr
+	HostPort uint16
+	To       netip.AddrPort
+}
+
+// Firewall is safe for concurrent use.
+type Firewall struct {
+	mu    sync.Mutex // over everything, transactions included
+	conn  *nftables.Conn
+	table *nftables.Table
+	sets  sets
+	made  bool // the table is ours and in the kernel
+	local []netip.Addr
+
+	bridges  map[string]Bridge
+	forwards map[Forward]struct{}
+}
+
+// New makes a Firewall in the calling thread's network namespace. It changes
+// nothing in the kernel until the first bridge is added. Local addresses are the
+// machine's own, besides the loopback and the bridges' gateways.
+func New(local []netip.Addr) (*Firewall, error) {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("cannot open nftables: %w", err)
+	}
+	f := &Firewall{
+		conn:     conn,
+		table:    &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
+		local:    local,
+		bridges:  map[string]Bridge{},
+		forwards: map[Forward]struct{}{},
+	}
+	f.sets = newSets(f.table)
+	return f, nil
+}
+
+// Close frees the socket. The rules stay.
+func (f *Firewall) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.conn.CloseLasting()
+}
+
+// Reset replaces the table by one with exactly these bridges and forwards, at
+// once. With no bridge there is no table afterwards.
+func (f *Firewall) Reset(bridges []Bridge, forwards []Forward) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.bridges)
+	clear(f.forwards)
+	for _, b := range bridges {
+		f.bridges[b.Name] = b
+	}
+	for _, fw := range forwards {
+		f.forwards[fw] = struct{}{}
+	}
+	return f.replace()
+}
+
+// replace writes the whole table. Called with mu held.
+func (f *Firewall) replace() error {
+	// Deleting needs a table to delete.
+	f.conn.AddTable(f.table)
+	f.conn.DelTable(f.table)
+	f.made = len(f.bridges) > 0
+	if f.made {
+		f.conn.AddTable(f.table)
+		if err := f.sets.add(f.conn, f.local); err != nil {
+			return err
+		}
+		addChains(f.conn, f.table, f.sets)
+		for _, b := range f.bridges {
+			f.each(bridgeElements(f.sets, b), f.conn.SetAddElements)
+		}
+		for fw := range f.forwards {
+			f.each(forwardElements(f.sets, fw), f.conn.SetAddElements)
+		}
+	}
+	if err := f.conn.Flush(); err != nil {
+		f.made = false
+		return fmt.Errorf("cannot write the firewall's table: %w", err)
+	}
+	return nil
+}
+
+// AddBridge lets a bridge take part. Adding it again is no error.
+func (f *Firewall) AddBridge(b Bridge) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.bridges[b.Name]; ok {
+		return nil
+	}
+	f.bridges[b.Name] = b
+	var err error
+	if f.made {
+		err = f.change(bridgeElements(f.sets, b), f.conn.SetAddElements)
+	} else {
+		err = f.replace()
+	}
+	if err != nil {
+		delete(f.bridges, b.Name)
+	}
+	return err
+}
+
+// RemoveBridge undoes AddBridge. Removing what is not there is no error.
+func (f *Firewall) RemoveBridge(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, ok := f.bridges[name]
+	if !ok {
+		return nil
+	}
+	delete(f.bridges, name)
+	return f.change(bridgeElements(f.sets, b), f.conn.SetDeleteElements)
+}
+
+// Swap removes some forwards and adds others, at once.
+func (f *Firewall) Swap(remove, add []Forward) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var gone, fresh []Forward
+	for _, fw := range remove {
+		if _, ok := f.forwards[fw]; ok {
+			delete(f.forwards, fw)
+			gone = append(gone, fw)
+		}
+	}
+	for _, fw := range add {
+		if _, ok := f.forwards[fw]; !ok {
+			f.forwards[fw] = struct{}{}
+			fresh = append(fresh, fw)
+		}
+	}
+	if !f.made || len(gone)+len(fresh) == 0 {
+		return nil
+	}
+	for _, fw := range gone {
+		f.each(forwardElements(f.sets, fw), f.conn.SetDeleteElements)
+	}
+	for _, fw := range fresh {
+		f.each(forwardElements(f.sets, fw), f.conn.SetAddElements)
+	}
+	if err := f.conn.Flush(); err != nil {
+		for _, fw := range fresh {
+			delete(f.forwards, fw)
+		}
+		for _, fw := range gone {
+			f.forwards[fw] = struct{}{}
+		}
+		return fmt.Errorf("cannot change published ports: %w", err)
+	}
+	return nil
+}
+
+type element struct {
+	set *nftables.Set
+	el  nftables.SetElement
+}
+
+// change is one transaction of element operations.
+func (f *Firewall) change(els []element, op func(*nftables.Set, []nftables.SetElement) error) error {
+	f.each(els, op)
+	if err := f.conn.Flush(); err != nil {
+		return fmt.Errorf("cannot change the firewall: %w", err)
+	}
+	return nil
+}
+
+// each queues one operation. The operations can only fail on anonymous sets and
+// on elements too large for netlink, which ours are not.
+func (f *Firewall) each(els []element, op func(*nftables.Set, []nftables.SetElement) error) {
+	for _, e := range els {
+		if err := op(e.set, []nftables.SetElement{e.el}); err != nil {
+			panic("firewall: " + err.Error())
+		}
+	}
+}

@@ -1,0 +1,50 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// RedirectDNS makes port 53 of address lead to other ports of it, in the network
+// namespace that the file descriptor refers to. It replaces an earlier redirect.
+// It goes away with the namespace.
+func RedirectDNS(netns int, address netip.Addr, udp, tcp uint16) error {
+	conn, err := nftables.New(nftables.WithNetNSFd(netns))
+	if err != nil {
+		return fmt.Errorf("cannot open nftables in the container: %w", err)
+	}
+	t := &nftables.Table{Name: "berth_dns", Family: nftables.TableFamilyIPv4}
+	conn.AddTable(t)
+	conn.DelTable(t)
+	conn.AddTable(t)
+	b := builder{conn, t}
+	chain := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	for _, r := range []struct {
+		proto byte
+		port  uint16
+	}{{unix.IPPROTO_UDP, udp}, {unix.IPPROTO_TCP, tcp}} {
+		b.rule(chain,
+			payload(offsetDest4, 4), equal(address.AsSlice()),
+			load(expr.MetaKeyL4PROTO, 1), equal([]byte{r.proto}),
+			[]expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}},
+			equal([]byte{0, 53}),
+			[]expr.Any{
+				&expr.Immediate{Register: 1, Data: address.AsSlice()},
+				&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, r.port)},
+				&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
+			})
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("cannot redirect DNS in the container: %w", err)
+	}
+	return nil
+}
+
+func equal(data []byte) []expr.Any {
+	return []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
+}

@@ -1,0 +1,327 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berthvm/berth/guest/network/internal/firewall"
+	"github.com/berthvm/berth/guest/network/internal/ipam"
+	"github.com/berthvm/berth/guest/network/internal/link"
+)
+
+// network is a network and what the Manager keeps about it. def does not change.
+type network struct {
+	def   Network
+	pools []*ipam.Pool // one for each of def.Subnets; guarded by Manager.mu
+	using int          // endpoints that exist or are being made; guarded by Manager.mu
+	gone  bool         // guarded by Manager.mu
+
+	dev   sync.Mutex
+	index int // of the bridge's interface; 0 while there is none. Guarded by dev
+}
+
+// addNetwork takes a network into memory. Called with mu held, or from Open.
+func (m *Manager) addNetwork(def Network) error {
+	n := &network{def: def}
+	for _, s := range def.Subnets {
+		reserved := []netip.Addr{s.Gateway}
+		for _, a := range s.Aux {
+			reserved = append(reserved, a)
+		}
+		p, err := ipam.NewPool(s.Subnet, s.Range, reserved...)
+		if err != nil {
+			return err
+		}
+		n.pools = append(n.pools, p)
+	}
+	m.networks[def.ID] = n
+	return nil
+}
+
+// pool returns the pool of addresses of a family. Docker, too, uses the first
+// where a network has several.
+func (n *network) pool(v6 bool) *ipam.Pool {
+	for i, s := range n.def.Subnets {
+		if s.Subnet.Addr().Is6() == v6 {
+			return n.pools[i]
+		}
+	}
+	return nil
+}
+
+// poolOf returns the pool whose subnet holds a.
+func (n *network) poolOf(a netip.Addr) *ipam.Pool {
+	for i, s := range n.def.Subnets {
+		if s.Subnet.Contains(a) {
+			return n.pools[i]
+		}
+	}
+	return nil
+}
+
+// gateway returns the gateway of the subnet that holds a.
+func (n *network) gateway(a netip.Addr) netip.Addr {
+	for _, s := range n.def.Subnets {
+		if s.Subnet.Contains(a) {
+			return s.Gateway
+		}
+	}
+	return netip.Addr{}
+}
+
+// Create makes a network. An error is errdefs' AlreadyExists (the name),
+// InvalidArgument, PermissionDenied (a predefined name, an overlap), NotFound
+// (the driver) or, when no subnet is free, ResourceExhausted.
+func (m *Manager) Create(ctx context.Context, cfg Config) (Network, error) {
+	uplink, err := m.uplinkPrefixes()
+	if err != nil {
+		return Network{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return Network{}, errClosed
+	}
+	taken := uplink
+	for _, n := range m.networks {
+		if n.def.Name == cfg.Name && !n.def.Predefined() {
+			return Network{}, errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("network with name %s already exists", cfg.Name))
+		}
+		for _, s := range n.def.Subnets {
+			taken = append(taken, s.Subnet)
+		}
+	}
+	if cfg.IPv6 && !m.site.IsValid() {
+		m.site = newSite()
+	}
+	def, err := define(cfg, m.opts.MTU, taken, m.site)
+	if err != nil {
+		return Network{}, err
+	}
+	for _, n := range m.networks {
+		if n.def.Device == def.Device && def.Device != "" {
+			return Network{}, forbidden("bridge name %s is already in use by the network %s", def.Device, n.def.Name)
+		}
+	}
+	if err := m.addNetwork(def); err != nil {
+		return Network{}, invalid("%v", err)
+	}
+	if err := m.save(); err != nil {
+		delete(m.networks, def.ID)
+		return Network{}, err
+	}
+	return def.clone(), nil
+}
+
+// save writes the definitions. Called with mu held: definitions change rarely.
+func (m *Manager) save() error {
+	st := stateFile{Version: stateVersion, Site: m.site, Networks: []Network{}}
+	for _, n := range m.networks {
+		if !n.def.Predefined() {
+			st.Networks = append(st.Networks, n.def)
+		}
+	}
+	slices.SortFunc(st.Networks, func(a, b Network) int { return a.Created.Compare(b.Created) })
+	if err := writeWhole(m.opts.statePath(), st, true); err != nil {
+		return fmt.Errorf("cannot save the networks: %w", err)
+	}
+	return nil
+}
+
+// Remove removes a network that no endpoint uses.
+func (m *Manager) Remove(ctx context.Context, nameOrID string) error {
+	n, err := m.find(nameOrID)
+	if err != nil {
+		return err
+	}
+	// With dev held nobody can make the bridge between the check and its end.
+	n.dev.Lock()
+	defer n.dev.Unlock()
+	if err := m.forget(n); err != nil {
+		return err
+	}
+	if n.index == 0 {
+		return nil
+	}
+	n.index = 0
+	fw, err := m.firewall()
+	if err != nil {
+		return err
+	}
+	if err := m.root.Delete(n.def.Device); err != nil {
+		return err
+	}
+	return fw.RemoveBridge(n.def.Device)
+}
+
+// forget takes a network out of memory and of the state, if it may go.
+func (m *Manager) forget(n *network) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case n.gone:
+		return notFound("network %s not found", n.def.Name)
+	case n.def.Predefined():
+		return forbidden("%s is a pre-defined network and cannot be removed", n.def.Name)
+	case n.using > 0:
+		return forbidden("error while removing network: network %s has active endpoints (%s)", n.def.Name, m.users(n))
+	}
+	delete(m.networks, n.def.ID)
+	if err := m.save(); err != nil {
+		m.networks[n.def.ID] = n
+		return err
+	}
+	n.gone = true
+	return nil
+}
+
+// users names the containers on a network. Called with mu held.
+func (m *Manager) users(n *network) string {
+	var out []string
+	for _, sb := range m.sandboxes {
+		for _, ep := range sb.endpoints {
+			if ep.NetworkID == n.def.ID {
+				out = append(out, fmt.Sprintf("name:%q id:%q", ep.ContainerName, ep.ContainerID[:min(12, len(ep.ContainerID))]))
+			}
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+// Get finds a network by name, ID, or a prefix of an ID that fits one only.
+func (m *Manager) Get(nameOrID string) (Network, error) {
+	n, err := m.find(nameOrID)
+	if err != nil {
+		return Network{}, err
+	}
+	return n.def.clone(), nil
+}
+
+func (m *Manager) find(nameOrID string) (*network, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if n, ok := m.networks[nameOrID]; ok {
+		return n, nil
+	}
+	var byPrefix []*network
+	for _, n := range m.networks {
+		if n.def.Name == nameOrID {
+			return n, nil
+		}
+		if nameOrID != "" && strings.HasPrefix(n.def.ID, nameOrID) {
+			byPrefix = append(byPrefix, n)
+		}
+	}
+	switch len(byPrefix) {
+	case 0:
+		return nil, notFound("network %s not found", nameOrID)
+	case 1:
+		return byPrefix[0], nil
+	}
+	return nil, invalid("network %s is ambiguous (%d matches found based on ID prefix)", nameOrID, len(byPrefix))
+}
+
+// List returns all networks, sorted by name.
+func (m *Manager) List() []Network {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	out := make([]Network, 0, len(m.networks))
+	for _, n := range m.networks {
+		out = append(out, n.def.clone())
+	}
+	slices.SortFunc(out, func(a, b Network) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// rules is what the firewall must know about a network.
+func (n *network) rules() firewall.Bridge {
+	b := firewall.Bridge{
+		Name: n.def.Device, Internal: n.def.Internal,
+		ICC: n.def.flag(OptionICC), Masquerade: n.def.flag(OptionMasquerade),
+	}
+	for _, s := range n.def.Subnets {
+		b.Subnets = append(b.Subnets, s.Subnet)
+		b.Gateways = append(b.Gateways, s.Gateway)
+	}
+	return b
+}
+
+// ensureBridge makes the network's bridge if need be, and returns its index.
+func (m *Manager) ensureBridge(n *network) (int, error) {
+	n.dev.Lock()
+	defer n.dev.Unlock()
+	if n.index != 0 {
+		return n.index, nil
+	}
+	fw, err := m.firewall()
+	if err != nil {
+		return 0, err
+	}
+	// The rules come first: the bridge is never without them.
+	if err := fw.AddBridge(n.rules()); err != nil {
+		return 0, err
+	}
+	index, err := m.makeBridge(n.def)
+	if err != nil {
+		fw.RemoveBridge(n.def.Device)
+		return 0, err
+	}
+	n.index = index
+	return index, nil
+}
+
+func (m *Manager) makeBridge(def Network) (index int, err error) {
+	gateway := def.Subnets[0].Gateway
+	if err := m.root.AddBridge(link.BridgeSpec{Name: def.Device, MTU: def.MTU, MAC: link.MAC(gateway)}); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			m.root.Delete(def.Device)
+		}
+	}()
+	l, err := m.root.ByName(def.Device)
+	if err != nil {
+		return 0, err
+	}
+	// Published ports are reached from the machine's loopback; the firewall keeps
+	// containers from it.
+	if err := link.Sysctl("ipv4/conf/"+def.Device+"/route_localnet", "1"); err != nil {
+		return 0, err
+	}
+	if err := setIPv6(def.Device, def.IPv6); err != nil {
+		return 0, err
+	}
+	if def.IPv6 {
+		if err := link.Sysctl("ipv6/conf/all/forwarding", "1"); err != nil {
+			return 0, fmt.Errorf("cannot switch IPv6 forwarding on: %w", err)
+		}
+	}
+	for _, s := range def.Subnets {
+		if err := m.root.AddAddr(l.Index, netip.PrefixFrom(s.Gateway, s.Subnet.Bits())); err != nil {
+			return 0, err
+		}
+	}
+	return l.Index, m.root.SetUp(l.Index)
+}
+
+// setIPv6 switches IPv6 on or off for one interface of the calling thread's
+// namespace. A kernel without IPv6 is no error unless it is needed.
+func setIPv6(device string, on bool) error {
+	value := "1"
+	if on {
+		value = "0"
+	}
+	err := link.Sysctl("ipv6/conf/"+device+"/disable_ipv6", value)
+	if err != nil && (on || !link.IsNotExist(err)) {
+		return fmt.Errorf("cannot set IPv6 on %s: %w", device, err)
+	}
+	return nil
+}

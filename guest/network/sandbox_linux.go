@@ -1,0 +1,654 @@
+package network
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berthvm/berth/guest/network/internal/firewall"
+	"github.com/berthvm/berth/guest/network/internal/ipam"
+	"github.com/berthvm/berth/guest/network/internal/link"
+)
+
+// sandbox is what a container has of networks.
+type sandbox struct {
+	id string
+
+	op     sync.Mutex // one change at a time; guards what follows
+	dns    *dnsServer
+	routes [2]netip.Addr // the default routes that are set: IPv4, IPv6
+	gone   bool          // released: a new one must be made
+
+	// Guarded by Manager.mu, and changed only with op held.
+	netns     string
+	endpoints []Endpoint // the one with the default route first
+	ports     []Port
+	forwards  []firewall.Forward
+	upstream  []netip.Addr
+}
+
+// adopt takes up what an earlier process wrote down. Called from Open.
+func (m *Manager) adopt(f sandboxFile) {
+	sb := &sandbox{id: f.ContainerID, netns: f.NetNS, ports: f.Ports, upstream: f.DNS}
+	for _, ep := range f.Endpoints {
+		n := m.networks[ep.NetworkID]
+		if n == nil {
+			continue // Restore removes its interface
+		}
+		n.using++
+		for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+			if pool := n.poolOf(p.Addr()); p.IsValid() && pool != nil {
+				pool.Allocate(p.Addr())
+			}
+		}
+		sb.endpoints = append(sb.endpoints, ep)
+	}
+	sb.forwards = forwards(sb.ports, sb.endpoints)
+	for i, r := range defaultRoutes(sb.endpoints) {
+		sb.routes[i] = r.gw
+	}
+	m.sandboxes[sb.id] = sb
+}
+
+// lockSandbox returns a container's sandbox with op held, or nil if it has none
+// and none is to be made.
+func (m *Manager) lockSandbox(id string, create bool) (*sandbox, error) {
+	for {
+		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil, errClosed
+		}
+		sb := m.sandboxes[id]
+		if sb == nil && create {
+			sb = &sandbox{id: id}
+			m.sandboxes[id] = sb
+		}
+		m.mu.Unlock()
+		if sb == nil {
+			return nil, nil
+		}
+		sb.op.Lock()
+		if !sb.gone {
+			return sb, nil
+		}
+		sb.op.Unlock() // it was released meanwhile
+	}
+}
+
+// unlock ends a change. A sandbox with nothing in it is forgotten.
+func (m *Manager) unlock(sb *sandbox) {
+	m.mu.Lock()
+	if len(sb.endpoints) == 0 && len(sb.ports) == 0 {
+		sb.gone = true
+		delete(m.sandboxes, sb.id)
+	}
+	m.mu.Unlock()
+	sb.op.Unlock()
+}
+
+// Attach connects a container to a network: on a running one, too. On host and
+// none it only records the endpoint. Afterwards the container's default route
+// and DNS server fit all its endpoints. A failed Attach leaves nothing behind.
+func (m *Manager) Attach(ctx context.Context, req AttachRequest) (Endpoint, error) {
+	if !validID(req.ContainerID) {
+		return Endpoint{}, invalid("invalid container ID %q", req.ContainerID)
+	}
+	n, err := m.find(req.Network)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	sb, err := m.lockSandbox(req.ContainerID, true)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	defer m.unlock(sb)
+	ep, err := m.reserve(n, sb, req)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	if n.def.Driver == DriverBridge {
+		if err := m.connect(n, &ep, req.NetNS); err != nil {
+			m.unreserve(ep)
+			return Endpoint{}, fmt.Errorf("failed to set up container networking: %w", err)
+		}
+	}
+	before := m.insert(sb, ep, req)
+	if err := m.settle(sb); err != nil {
+		m.mu.Lock()
+		sb.endpoints = before
+		m.mu.Unlock()
+		m.discard(ep)
+		return Endpoint{}, errors.Join(err, m.settle(sb))
+	}
+	return ep.clone(), nil
+}
+
+// reserve checks a request and takes what it needs of the network.
+func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n.gone {
+		return Endpoint{}, notFound("network %s not found", req.Network)
+	}
+	if err := checkAttach(n.def, sb.endpoints, req); err != nil {
+		return Endpoint{}, err
+	}
+	ep := Endpoint{
+		ID: newID(), NetworkID: n.def.ID, NetworkName: n.def.Name,
+		ContainerID: req.ContainerID, ContainerName: req.ContainerName, NetNS: req.NetNS,
+		Names: req.Names, Links: req.Links, Priority: req.GatewayPriority, DriverOpts: req.DriverOpts,
+	}
+	ep = ep.clone()
+	if n.def.Driver != DriverBridge {
+		n.using++
+		return ep, nil
+	}
+	if err := n.allocate(&ep, req); err != nil {
+		return Endpoint{}, err
+	}
+	if req.MAC != "" {
+		mac, err := net.ParseMAC(req.MAC)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			n.release(ep)
+			return Endpoint{}, invalid("invalid MAC address: %s", req.MAC)
+		}
+		ep.MAC = mac.String()
+	}
+	ep.Device = "veth" + ep.ID[:7]
+	ep.Interface = nextInterface(sb.endpoints, n.def.ifPrefix())
+	n.using++
+	return ep, nil
+}
+
+func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
+	for _, ep := range have {
+		switch {
+		case ep.NetworkID == n.ID:
+			return forbidden("endpoint with name %s already exists in network %s", req.ContainerName, n.Name)
+		case ep.NetworkName == Host || n.Name == Host:
+			return invalid("container sharing network namespace with another container or host cannot be connected to any other network")
+		case ep.NetworkName == None || n.Name == None:
+			return invalid("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		}
+	}
+	switch {
+	case n.Driver == DriverBridge && req.NetNS == "":
+		return errors.New("a container on a bridge needs a network namespace")
+	case (req.IPv4.IsValid() || req.IPv6.IsValid()) && !n.UserDefined():
+		return invalid("user specified IP address is supported on user defined networks only")
+	}
+	return nil
+}
+
+// allocate takes addresses for an endpoint. Called with Manager.mu held.
+func (n *network) allocate(ep *Endpoint, req AttachRequest) error {
+	for _, f := range []struct {
+		want   netip.Addr
+		v6     bool
+		prefix *netip.Prefix
+		gw     *netip.Addr
+	}{{req.IPv4, false, &ep.IPv4, &ep.Gateway4}, {req.IPv6, true, &ep.IPv6, &ep.Gateway6}} {
+		pool := n.pool(f.v6)
+		if f.want.IsValid() {
+			pool = n.poolOf(f.want)
+			if f.want.Is6() != f.v6 || pool == nil {
+				n.release(*ep)
+				return invalid("invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.def.Name, f.want)
+			}
+		}
+		if pool == nil {
+			continue
+		}
+		a, err := pool.Allocate(f.want)
+		if err != nil {
+			n.release(*ep)
+			if errors.Is(err, ipam.ErrTaken) {
+				return forbidden("Address already in use")
+			}
+			return errdefs.ErrResourceExhausted.WithMessage("no available IPv4 addresses on this network's address pools: " + n.def.Name)
+		}
+		*f.prefix = pool.Prefix(a)
+		if !n.def.Internal {
+			*f.gw = n.gateway(a)
+		}
+	}
+	first := ep.IPv4.Addr()
+	if !ep.IPv4.IsValid() {
+		first = ep.IPv6.Addr()
+	}
+	ep.MAC = link.MAC(first).String()
+	return nil
+}
+
+// release gives an endpoint's addresses back. Called with Manager.mu held.
+func (n *network) release(ep Endpoint) {
+	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+		if !p.IsValid() {
+			continue
+		}
+		if pool := n.poolOf(p.Addr()); pool != nil {
+			pool.Release(p.Addr())
+		}
+	}
+}
+
+// unreserve undoes reserve.
+func (m *Manager) unreserve(ep Endpoint) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.networks[ep.NetworkID]; n != nil {
+		n.release(ep)
+		n.using--
+	}
+}
+
+// discard undoes reserve and connect. The network is free at once; the address
+// only when the interface, which may still answer for it, is gone: in the
+// background, because the kernel takes its time.
+func (m *Manager) discard(eps ...Endpoint) {
+	m.mu.Lock()
+	for _, ep := range eps {
+		if n := m.networks[ep.NetworkID]; n != nil {
+			n.using--
+		}
+	}
+	m.mu.Unlock()
+	drain := func() {
+		for _, ep := range eps {
+			if ep.Device != "" {
+				if err := m.root.Delete(ep.Device); err != nil {
+					m.log.Error("cannot remove a container's interface", "interface", ep.Device, "error", err)
+				}
+			}
+			m.mu.Lock()
+			if n := m.networks[ep.NetworkID]; n != nil {
+				n.release(ep)
+			}
+			m.mu.Unlock()
+		}
+	}
+	if !m.background(drain) {
+		drain()
+	}
+}
+
+func nextInterface(have []Endpoint, prefix string) string {
+	for i := 0; ; i++ {
+		name := prefix + strconv.Itoa(i)
+		if !slices.ContainsFunc(have, func(ep Endpoint) bool { return ep.Interface == name }) {
+			return name
+		}
+	}
+}
+
+// connect makes the endpoint's interfaces. A failed connect leaves none.
+func (m *Manager) connect(n *network, ep *Endpoint, nspath string) (err error) {
+	bridge, err := m.ensureBridge(n)
+	if err != nil {
+		return err
+	}
+	ns, err := link.OpenNS(nspath)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	mac, err := net.ParseMAC(ep.MAC)
+	if err != nil {
+		return err
+	}
+	err = m.root.AddVeth(link.VethSpec{Name: ep.Device, Bridge: bridge, PeerName: ep.Interface, PeerMAC: mac, PeerNS: ns, MTU: n.def.MTU})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			m.root.Delete(ep.Device)
+		}
+	}()
+	if !n.def.flag(OptionICC) {
+		l, err := m.root.ByName(ep.Device)
+		if err != nil {
+			return err
+		}
+		if err := m.root.Isolate(l.Index); err != nil {
+			return fmt.Errorf("cannot keep containers apart: %w", err)
+		}
+	}
+	if ep.IPv6.IsValid() {
+		if err := ns.Do(func() error { return setIPv6(ep.Interface, true) }); err != nil {
+			return err
+		}
+	}
+	return inside(ns, *ep)
+}
+
+// inside gives the container's end its addresses.
+func inside(ns *link.NS, ep Endpoint) error {
+	c, err := ns.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	l, err := c.ByName(ep.Interface)
+	if err != nil {
+		return err
+	}
+	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+		if p.IsValid() {
+			if err := c.AddAddr(l.Index, p); err != nil {
+				return err
+			}
+		}
+	}
+	return c.SetUp(l.Index)
+}
+
+// insert adds an endpoint in its place: the first has the default route. It
+// returns the endpoints before.
+func (m *Manager) insert(sb *sandbox, ep Endpoint, req AttachRequest) []Endpoint {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := sb.endpoints
+	sb.netns = req.NetNS
+	if len(req.DNS) > 0 {
+		sb.upstream = slices.Clone(req.DNS)
+	}
+	sb.endpoints = append(slices.Clone(before), ep)
+	slices.SortStableFunc(sb.endpoints, func(a, b Endpoint) int {
+		return cmp.Or(
+			-cmp.Compare(rank(a), rank(b)),
+			-cmp.Compare(a.Priority, b.Priority),
+			strings.Compare(a.NetworkName, b.NetworkName))
+	})
+	return before
+}
+
+// rank puts endpoints with a way out before those without.
+func rank(ep Endpoint) int {
+	switch {
+	case ep.Gateway4.IsValid():
+		return 2
+	case ep.Gateway6.IsValid():
+		return 1
+	}
+	return 0
+}
+
+// settle makes routes, DNS, published ports and the record of a container fit
+// its endpoints. Called with op held.
+func (m *Manager) settle(sb *sandbox) error {
+	if err := m.settleRoutes(sb); err != nil {
+		return err
+	}
+	if err := m.settleDNS(sb); err != nil {
+		return err
+	}
+	if err := m.settlePorts(sb, sb.ports); err != nil {
+		return err
+	}
+	return m.record(sb)
+}
+
+// record writes the sandbox down, or removes its record when it is empty.
+func (m *Manager) record(sb *sandbox) error {
+	m.mu.RLock()
+	f := sandboxFile{ContainerID: sb.id, NetNS: sb.netns, Endpoints: slices.Clone(sb.endpoints), Ports: sb.ports, DNS: sb.upstream}
+	m.mu.RUnlock()
+	path := m.opts.sandboxPath(sb.id)
+	if len(f.Endpoints) == 0 && len(f.Ports) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	if err := writeWhole(path, f, false); err != nil {
+		return fmt.Errorf("cannot record the container's network: %w", err)
+	}
+	return nil
+}
+
+// route is a default route.
+type route struct {
+	gw    netip.Addr
+	iface string
+}
+
+// defaultRoutes are those of IPv4 and IPv6 that fit a container's endpoints.
+func defaultRoutes(eps []Endpoint) (want [2]route) {
+	for _, ep := range eps {
+		for i, gw := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
+			if gw.IsValid() && !want[i].gw.IsValid() {
+				want[i] = route{gw, ep.Interface}
+			}
+		}
+	}
+	return want
+}
+
+// settleRoutes makes the default routes those of the first endpoints that have
+// a gateway.
+func (m *Manager) settleRoutes(sb *sandbox) error {
+	want := defaultRoutes(sb.endpoints)
+	if want[0].gw == sb.routes[0] && want[1].gw == sb.routes[1] {
+		return nil
+	}
+	ns, err := link.OpenNS(sb.netns)
+	if errors.Is(err, os.ErrNotExist) {
+		sb.routes = [2]netip.Addr{} // the container has ended
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	c, err := ns.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for i, w := range want {
+		if w.gw == sb.routes[i] {
+			continue
+		}
+		if !w.gw.IsValid() {
+			err = c.DeleteDefault(i == 1)
+		} else if l, e := c.ByName(w.iface); e != nil {
+			err = e
+		} else {
+			err = c.ReplaceDefault(l.Index, w.gw)
+		}
+		if err != nil {
+			return err
+		}
+		sb.routes[i] = w.gw
+	}
+	return nil
+}
+
+// Detach undoes one Attach. The error is errdefs' NotFound when the container is
+// not on that network.
+func (m *Manager) Detach(ctx context.Context, containerID, network string) error {
+	n, err := m.find(network)
+	if err != nil {
+		return err
+	}
+	sb, err := m.lockSandbox(containerID, false)
+	if err != nil {
+		return err
+	}
+	missing := notFound("container %s is not connected to the network %s", containerID, n.def.Name)
+	if sb == nil {
+		return missing
+	}
+	defer m.unlock(sb)
+	i := slices.IndexFunc(sb.endpoints, func(ep Endpoint) bool { return ep.NetworkID == n.def.ID })
+	if i < 0 {
+		return missing
+	}
+	ep := sb.endpoints[i]
+	// Gone for the container when this returns, as a later Attach may need the name.
+	if ep.Device != "" {
+		if err := m.root.Delete(ep.Device); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	sb.endpoints = slices.Delete(slices.Clone(sb.endpoints), i, i+1)
+	for i, gw := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
+		if gw.IsValid() && sb.routes[i] == gw {
+			sb.routes[i] = netip.Addr{} // it went with the interface
+		}
+	}
+	m.mu.Unlock()
+	m.unreserve(ep)
+	return m.settle(sb)
+}
+
+// Release takes everything back that a container has: published ports, DNS
+// server, endpoints, and the namespace that NewNS made for its ID. It is no error
+// if there is nothing, so it may be called for any container that has stopped.
+func (m *Manager) Release(ctx context.Context, containerID string) error {
+	if err := m.RemoveNS(ctx, containerID); err != nil {
+		return err
+	}
+	sb, err := m.lockSandbox(containerID, false)
+	if sb == nil || err != nil {
+		return err
+	}
+	defer m.unlock(sb)
+	sb.stopDNS()
+	if err := m.settlePorts(sb, nil); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	eps := sb.endpoints
+	sb.endpoints = nil
+	m.mu.Unlock()
+	m.discard(eps...)
+	m.background(func() {
+		if err := m.refill(); err != nil {
+			m.log.Warn("cannot make a spare network namespace", "error", err)
+		}
+	})
+	return m.record(sb)
+}
+
+// Settle waits until the kernel's part of earlier Releases is done.
+func (m *Manager) Settle() { m.work.Wait() }
+
+// Rename changes a container's name and, on every endpoint of its, the DNS name
+// that was the old one.
+func (m *Manager) Rename(ctx context.Context, containerID, name string) error {
+	sb, err := m.lockSandbox(containerID, false)
+	if sb == nil || err != nil {
+		return err
+	}
+	defer m.unlock(sb)
+	m.mu.Lock()
+	eps := slices.Clone(sb.endpoints)
+	for i := range eps {
+		names := slices.Clone(eps[i].Names)
+		if j := slices.Index(names, eps[i].ContainerName); j >= 0 {
+			names[j] = name
+		}
+		eps[i].Names, eps[i].ContainerName = names, name
+	}
+	sb.endpoints = eps
+	m.mu.Unlock()
+	return m.record(sb)
+}
+
+// Endpoints returns a container's endpoints, the one with the default route
+// first.
+func (m *Manager) Endpoints(containerID string) []Endpoint {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	sb := m.sandboxes[containerID]
+	if sb == nil {
+		return nil
+	}
+	return cloneAll(sb.endpoints)
+}
+
+func cloneAll(eps []Endpoint) []Endpoint {
+	out := make([]Endpoint, len(eps))
+	for i, ep := range eps {
+		out[i] = ep.clone()
+	}
+	return out
+}
+
+// NetworkEndpoints returns the endpoints on a network, sorted by container ID.
+func (m *Manager) NetworkEndpoints(nameOrID string) ([]Endpoint, error) {
+	n, err := m.find(nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var out []Endpoint
+	for _, id := range slices.Sorted(maps.Keys(m.sandboxes)) {
+		for _, ep := range m.sandboxes[id].endpoints {
+			if ep.NetworkID == n.def.ID {
+				out = append(out, ep.clone())
+			}
+		}
+	}
+	return out, nil
+}
+
+// Address is where the machine itself reaches a container: its address on the
+// network with the default route. ok is false when it has none (host, none, not
+// running).
+func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if sb := m.sandboxes[containerID]; sb != nil {
+		for _, ep := range sb.endpoints {
+			for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+				if p.IsValid() {
+					return p.Addr(), true
+				}
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// Stats reads the counters of a container's interfaces, sorted by name.
+func (m *Manager) Stats(containerID string) ([]Stats, error) {
+	var out []Stats
+	for _, ep := range m.Endpoints(containerID) {
+		if ep.Device == "" {
+			continue
+		}
+		l, err := m.root.ByName(ep.Device)
+		if link.IsNotExist(err) {
+			continue // the container has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		if s := l.Stats; s != nil { // what the machine sends the container receives
+			out = append(out, Stats{
+				Interface: ep.Interface,
+				RxBytes:   s.TxBytes, RxPackets: s.TxPackets, RxErrors: s.TxErrors, RxDropped: s.TxDropped,
+				TxBytes: s.RxBytes, TxPackets: s.RxPackets, TxErrors: s.RxErrors, TxDropped: s.RxDropped,
+			})
+		}
+	}
+	slices.SortFunc(out, func(a, b Stats) int { return strings.Compare(a.Interface, b.Interface) })
+	return out, nil
+}
