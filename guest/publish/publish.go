@@ -1,0 +1,227 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/vsock"
+
+	"github.com/berthvm/berth/guest/wire"
+)
+
+const (
+	// answerTime bounds the host's answer: it only has to listen.
+	answerTime = 15 * time.Second
+	// connectTime bounds connecting to a container, which is one hop away.
+	connectTime = 10 * time.Second
+)
+
+// Publisher is safe for concurrent use.
+type Publisher struct {
+	secret  []byte
+	connect func(ctx context.Context) (net.Conn, error)
+	log     *slog.Logger
+
+	mu    sync.Mutex
+	last  uint64
+	ports map[uint64]*Port
+}
+
+// New returns a Publisher that asks with the boot's secret. connect opens a
+// stream to wire.PortPublishHost; nil means by vsock.
+func New(secret []byte, connect func(ctx context.Context) (net.Conn, error), log *slog.Logger) *Publisher {
+	if connect == nil {
+		connect = func(context.Context) (net.Conn, error) {
+			return vsock.Dial(wire.HostCID, wire.PortPublishHost, nil)
+		}
+	}
+	return &Publisher{secret: secret, connect: connect, log: log, ports: map[uint64]*Port{}}
+}
+
+// Port is one listener on the host. Close takes it away.
+type Port struct {
+	publisher *Publisher
+	id        uint64
+	network   string
+	target    netip.AddrPort
+	addr      netip.AddrPort
+	stream    net.Conn
+}
+
+// Open listens on the host's address ("0.0.0.0:8080"; port 0 lets the host choose)
+// for connections to target. network is "tcp" or "udp". The host listens when
+// Open returns.
+func (p *Publisher) Open(ctx context.Context, network, address string, target netip.AddrPort) (*Port, error) {
+	if network != "tcp" && network != "udp" {
+		return nil, fmt.Errorf("cannot publish a port: protocol %q cannot be forwarded from the host", network)
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	stream, err := p.connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot publish a port: the machine's host does not answer: %w", err)
+	}
+	port := &Port{publisher: p, network: network, target: target, stream: stream}
+	p.mu.Lock()
+	p.last++
+	port.id = p.last
+	p.ports[port.id] = port
+	p.mu.Unlock()
+
+	stop := context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
+	err = port.ask(address)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		port.Close()
+		return nil, err
+	}
+	return port, nil
+}
+
+func (port *Port) ask(address string) error {
+	if _, err := port.stream.Write(port.publisher.secret); err != nil {
+		return err
+	}
+	if err := wire.WriteFrame(port.stream, wire.PublishRequest{ID: port.id, Network: port.network, Address: address}); err != nil {
+		return err
+	}
+	var reply wire.PublishReply
+	if err := wire.ReadFrame(port.stream, &reply); err != nil {
+		return fmt.Errorf("cannot publish a port: the machine's host does not answer: %w", err)
+	}
+	if reply.Error != "" {
+		return errors.New(reply.Error)
+	}
+	addr, err := netip.ParseAddrPort(reply.Address)
+	if err != nil {
+		return fmt.Errorf("cannot publish a port: the machine's host answered with %q", reply.Address)
+	}
+	port.addr = addr
+	return nil
+}
+
+// Addr is where the host listens.
+func (port *Port) Addr() netip.AddrPort { return port.addr }
+
+// Close ends the listening. Connections that are open go on.
+func (port *Port) Close() error {
+	p := port.publisher
+	p.mu.Lock()
+	delete(p.ports, port.id)
+	p.mu.Unlock()
+	return port.stream.Close()
+}
+
+// Serve carries the connections that arrive at l, on wire.PortPortal, until l is
+// closed; it returns when all have ended.
+func (p *Publisher) Serve(l net.Listener) error {
+	var work sync.WaitGroup
+	defer work.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		work.Go(func() {
+			defer conn.Close()
+			if err := p.carry(conn); err != nil {
+				p.log.Debug("a published connection ended", "error", err)
+			}
+		})
+	}
+}
+
+func (p *Publisher) carry(conn net.Conn) error {
+	conn.SetReadDeadline(time.Now().Add(answerTime))
+	var req wire.PortalRequest
+	if err := wire.ReadFrame(conn, &req); err != nil {
+		return err
+	}
+	conn.SetReadDeadline(time.Time{})
+	p.mu.Lock()
+	port := p.ports[req.ID]
+	p.mu.Unlock()
+	if port == nil {
+		return fmt.Errorf("connection from %s to a port that is no longer published", req.Peer)
+	}
+	target, err := net.DialTimeout(port.network, port.target.String(), connectTime)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	if port.network == "udp" {
+		return flow(conn, target)
+	}
+	return join(conn, target)
+}
+
+// halfCloser is a connection with TCP's half-close.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// join copies both ways until both have ended.
+func join(a, b net.Conn) error {
+	x, ok := a.(halfCloser)
+	y, ok2 := b.(halfCloser)
+	if !ok || !ok2 {
+		return errors.New("a connection without half-close")
+	}
+	errs := make(chan error, 2)
+	pipe := func(dst, src halfCloser) {
+		_, err := io.Copy(dst, src)
+		if err != nil {
+			// A reset on one side must not leave the other waiting.
+			dst.Close()
+			src.Close()
+		} else {
+			dst.CloseWrite()
+		}
+		errs <- err
+	}
+	go pipe(x, y)
+	go pipe(y, x)
+	return errors.Join(<-errs, <-errs)
+}
+
+// flow carries datagrams until nothing has come for wire.FlowIdle.
+func flow(stream, target net.Conn) error {
+	done := make(chan error, 1)
+	go func() {
+		buf := make([]byte, wire.MaxDatagram)
+		for {
+			target.SetReadDeadline(time.Now().Add(wire.FlowIdle))
+			n, err := target.Read(buf)
+			if err == nil {
+				err = wire.WriteDatagram(stream, buf[:n])
+			}
+			if err != nil {
+				stream.Close()
+				done <- err
+				return
+			}
+		}
+	}()
+	buf := make([]byte, wire.MaxDatagram)
+	for {
+		n, err := wire.ReadDatagram(stream, buf)
+		if err != nil {
+			target.Close()
+			return <-done
+		}
+		target.SetReadDeadline(time.Now().Add(wire.FlowIdle))
+		// A container that does not listen answers with ICMP: the datagram is lost, as
+		// datagrams are.
+		target.Write(buf[:n])
+	}
+}

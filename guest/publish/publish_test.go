@@ -1,0 +1,195 @@
+package publish
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berthvm/berth/guest/wire"
+)
+
+// host plays the machine's host on unix sockets.
+type host struct {
+	publish, portal net.Listener
+	closed          chan struct{} // gets a value when a publish stream ends
+}
+
+func newHost(t *testing.T, secret []byte) (*host, *Publisher) {
+	t.Helper()
+	dir := t.TempDir()
+	h := &host{closed: make(chan struct{}, 10)}
+	for name, l := range map[string]*net.Listener{"publish": &h.publish, "portal": &h.portal} {
+		var err error
+		if *l, err = net.Listen("unix", filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := New(secret, func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(dir, "publish"))
+	}, slog.New(slog.DiscardHandler))
+	served := make(chan struct{})
+	go func() {
+		p.Serve(h.portal)
+		close(served)
+	}()
+	go h.serve(secret)
+	t.Cleanup(func() {
+		h.publish.Close()
+		h.portal.Close()
+		<-served
+	})
+	return h, p
+}
+
+func (h *host) serve(secret []byte) {
+	for {
+		conn, err := h.publish.Accept()
+		if err != nil {
+			return
+		}
+		got := make([]byte, len(secret))
+		io.ReadFull(conn, got)
+		var req wire.PublishRequest
+		wire.ReadFrame(conn, &req)
+		reply := wire.PublishReply{Address: strings.Replace(req.Address, ":0", ":4321", 1)}
+		if !bytes.Equal(got, secret) {
+			reply.Error = "wrong secret"
+		}
+		if strings.HasSuffix(req.Address, ":80") {
+			reply.Error = "port is already allocated"
+		}
+		wire.WriteFrame(conn, reply)
+		go func() {
+			io.Copy(io.Discard, conn)
+			h.closed <- struct{}{}
+		}()
+	}
+}
+
+func (h *host) open(t *testing.T, id uint64) *net.UnixConn {
+	t.Helper()
+	conn, err := net.Dial("unix", h.portal.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if err := wire.WriteFrame(conn, wire.PortalRequest{ID: id, Peer: "192.0.2.1:1"}); err != nil {
+		t.Fatal(err)
+	}
+	return conn.(*net.UnixConn)
+}
+
+var secret = bytes.Repeat([]byte{7}, wire.SecretSize)
+
+func TestTCP(t *testing.T) {
+	h, p := newHost(t, secret)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // answers only when the client has finished
+				all, _ := io.ReadAll(conn)
+				conn.Write(append([]byte("got "), all...))
+				conn.Close()
+			}()
+		}
+	}()
+	port, err := p.Open(t.Context(), "tcp", "0.0.0.0:0", netip.MustParseAddrPort(l.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := port.Addr().String(); got != "0.0.0.0:4321" {
+		t.Errorf("the host listens at %s", got)
+	}
+	conn := h.open(t, port.id)
+	io.WriteString(conn, "words")
+	conn.CloseWrite()
+	if got, err := io.ReadAll(conn); string(got) != "got words" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	conn.Close()
+
+	port.Close()
+	<-h.closed
+	late := h.open(t, port.id)
+	if got, _ := io.ReadAll(late); len(got) > 0 {
+		t.Errorf("a port that is closed answered %q", got)
+	}
+}
+
+func TestUDP(t *testing.T) {
+	h, p := newHost(t, secret)
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		buf := make([]byte, wire.MaxDatagram)
+		for {
+			n, from, err := l.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			l.WriteTo(bytes.ToUpper(buf[:n]), from)
+		}
+	}()
+	port, err := p.Open(t.Context(), "udp", "127.0.0.1:5353", netip.MustParseAddrPort(l.LocalAddr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	conn := h.open(t, port.id)
+	defer conn.Close()
+	buf := make([]byte, wire.MaxDatagram)
+	for _, msg := range []string{"a", "bb", strings.Repeat("c", 9000)} {
+		if err := wire.WriteDatagram(conn, []byte(msg)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := wire.ReadDatagram(conn, buf)
+		if err != nil || string(buf[:n]) != strings.ToUpper(msg) {
+			t.Fatalf("got %d bytes, %v", n, err)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	_, p := newHost(t, secret)
+	target := netip.MustParseAddrPort("127.0.0.1:1")
+	if _, err := p.Open(t.Context(), "tcp", "0.0.0.0:80", target); err == nil || !strings.Contains(err.Error(), "already allocated") {
+		t.Errorf("a taken port: %v", err)
+	}
+	if _, err := p.Open(t.Context(), "sctp", "0.0.0.0:0", target); err == nil {
+		t.Error("sctp was published")
+	}
+	if n := len(p.ports); n != 0 {
+		t.Errorf("%d ports left", n)
+	}
+}
+
+func TestSilentHost(t *testing.T) {
+	a, b := net.Pipe()
+	defer b.Close()
+	go io.Copy(io.Discard, b)
+	p := New(secret, func(context.Context) (net.Conn, error) { return a, nil }, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := p.Open(ctx, "tcp", ":0", netip.MustParseAddrPort("127.0.0.1:1")); err == nil {
+		t.Error("a host that says nothing was believed")
+	}
+}
