@@ -1,0 +1,214 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/guest/keeper"
+	"github.com/berthvm/berth/guest/wire"
+)
+
+// Paths that the engine relies on.
+const (
+	runDir      = "/run/berth"
+	welcomePath = runDir + "/welcome.json"
+	keeperPath  = runDir + "/keeper.sock"
+	dataDir     = "/var/lib/berth"
+	enginePath  = "/usr/bin/berth-guest"
+)
+
+// The disks' serials, as images names them to the host.
+const (
+	rootSerial = "berth-root"
+	dataSerial = "berth-data"
+)
+
+// machine is PID 1's state. Its parts guard themselves.
+type machine struct {
+	version string
+	log     *slog.Logger
+	phases  *phases
+	reaper  *reaper
+	keeper  *keeper.Server
+	host    *host
+	engine  *engine
+}
+
+// Run boots the machine and supervises it. It is for PID 1, and never returns:
+// it ends with the machine.
+func Run(version string) {
+	debug.SetGCPercent(400) // a heap of a few hundred kilobytes
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: dropTime}))
+	m := &machine{version: version, log: log, phases: newPhases(), keeper: keeper.NewServer(log)}
+	m.reaper = newReaper(m.keeper, log)
+	m.host = newHost(m.phases)
+	m.engine = newEngine(m.reaper, m.host, log)
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("PID 1 failed; powering off", "panic", p, "stack", string(debug.Stack()))
+			halt(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		}
+	}()
+	if err := m.boot(); err != nil {
+		log.Error("cannot boot; powering off", "err", err)
+		m.shutdown(unix.LINUX_REBOOT_CMD_POWER_OFF, time.Second)
+	}
+	how, grace := m.serve()
+	m.shutdown(how, grace)
+}
+
+// dropTime: the console's reader stamps its lines.
+func dropTime(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}
+
+// boot does everything up to the engine's start.
+func (m *machine) boot() error {
+	m.phases.began("kernel", 0)(nil)
+	if err := mountEarly(); err != nil {
+		return err
+	}
+	early, err := openEarlyModules("/modules")
+	if err != nil {
+		return err
+	}
+	if err := m.phases.run("modules", func() error { return early.load("mmio", "base", "disk") }); err != nil {
+		return err
+	}
+	var tasks tasks
+	hello := tasks.start("hello", func() error { return m.hello(early) })
+	extension := tasks.start("ext4", func() error { return early.load("data") })
+	card := tasks.start("virtio-net", func() error { return early.load("net") })
+
+	if err := m.phases.run("root", switchRoot); err != nil {
+		return err
+	}
+	mounts := tasks.start("mounts", func() error { return m.phases.run("mounts", mountAll) })
+	data := tasks.start("data disk", func() error {
+		return m.phases.run("data disk", func() error {
+			return errors.Join(extension.wait(), m.mountData())
+		})
+	})
+	core := tasks.start("core modules", func() error {
+		return m.phases.run("core modules", func() error { return loadCore("container", "netfilter") })
+	})
+	network := tasks.start("network", func() error {
+		if err := errors.Join(card.wait(), hello.wait()); err != nil {
+			return err
+		}
+		return m.phases.run("network", func() error { return configureNetwork(m.host.welcome.Network) })
+	})
+	if err := errors.Join(hello.wait(), mounts.wait()); err != nil {
+		return err
+	}
+	if err := writeConfig(m.host.welcome); err != nil {
+		return err
+	}
+	if err := m.keeper.Listen(keeperPath); err != nil {
+		return err
+	}
+	if err := errors.Join(data.wait(), core.wait(), network.wait()); err != nil {
+		return err
+	}
+	return m.engine.start(m.phases.begin("engine"))
+}
+
+// hello makes the stream to the host and sets what the Welcome says.
+func (m *machine) hello(early *earlyModules) error {
+	return m.phases.run("hello", func() error {
+		if err := early.load("vsock"); err != nil {
+			return err
+		}
+		if err := m.host.connect(m.version); err != nil {
+			return err
+		}
+		if err := setClock(m.host.welcome.Time); err != nil {
+			return err
+		}
+		return unix.Sethostname([]byte(m.host.welcome.Hostname))
+	})
+}
+
+// serve carries out orders until one, or the end of the hello stream, or the
+// power button, takes the machine down. It says how.
+func (m *machine) serve() (how int, grace time.Duration) {
+	button := make(chan struct{}, 1)
+	go func() {
+		if err := loadCore("device"); err != nil {
+			m.log.Warn("cannot load device modules", "err", err)
+		}
+		watchPowerButton(button, m.log)
+	}()
+	for {
+		select {
+		case order, ok := <-m.host.orders:
+			if !ok {
+				m.log.Error("the host's daemon is gone; powering off")
+				return unix.LINUX_REBOOT_CMD_POWER_OFF, graceAbandoned
+			}
+			switch order.Op {
+			case wire.OpPowerOff:
+				m.host.reply(order.ID, nil)
+				return unix.LINUX_REBOOT_CMD_POWER_OFF, graceOrdered
+			case wire.OpReboot:
+				m.host.reply(order.ID, nil)
+				return unix.LINUX_REBOOT_CMD_RESTART, graceOrdered
+			case wire.OpTime:
+				m.host.reply(order.ID, setClock(order.Time))
+			case wire.OpReclaim:
+				go func() { m.host.reply(order.ID, reclaim()) }()
+			default:
+				m.host.reply(order.ID, fmt.Errorf("unknown order %q", order.Op))
+			}
+		case <-button:
+			m.log.Info("the power button was pressed")
+			return unix.LINUX_REBOOT_CMD_POWER_OFF, graceOrdered
+		}
+	}
+}
+
+// setClock sets the system's time.
+func setClock(now time.Time) error {
+	if now.Year() < 2020 {
+		return fmt.Errorf("the host sent the time %v", now)
+	}
+	ts := unix.NsecToTimespec(now.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("set the clock: %w", err)
+	}
+	return nil
+}
+
+// tasks are functions that run at once and are waited for by those that need
+// their results.
+type tasks struct{}
+
+type task struct {
+	done chan struct{}
+	err  error
+}
+
+func (tasks) start(name string, f func() error) *task {
+	t := &task{done: make(chan struct{})}
+	go func() {
+		defer close(t.done)
+		if err := f(); err != nil {
+			t.err = fmt.Errorf("%s: %w", name, err)
+		}
+	}()
+	return t
+}
+
+func (t *task) wait() error {
+	<-t.done
+	return t.err
+}

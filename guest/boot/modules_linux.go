@@ -1,0 +1,108 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// earlyModules are the initramfs' modules, opened so that they can be loaded
+// while the root is being switched. The builder has grouped them in directories
+// and numbered them in an order in which they load.
+type earlyModules struct {
+	groups map[string][]*os.File
+}
+
+func openEarlyModules(dir string) (*earlyModules, error) {
+	e := &earlyModules{groups: map[string][]*os.File{}}
+	groups, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, group := range groups {
+		files, err := os.ReadDir(filepath.Join(dir, group.Name())) // sorted
+		if err != nil {
+			return nil, err
+		}
+		for _, entry := range files {
+			file, err := os.Open(filepath.Join(dir, group.Name(), entry.Name()))
+			if err != nil {
+				return nil, err
+			}
+			e.groups[group.Name()] = append(e.groups[group.Name()], file)
+		}
+	}
+	return e, nil
+}
+
+// load loads groups in turn and closes their files. Different groups may be
+// loaded at once.
+func (e *earlyModules) load(groups ...string) error {
+	var errs []error
+	for _, group := range groups {
+		for _, file := range e.groups[group] {
+			if group != "mmio" || hasMMIO() {
+				errs = append(errs, loadModule(file))
+			}
+			file.Close()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hasMMIO reports whether ACPI describes a virtio-mmio device; machines with PCI
+// need not load the bus' module.
+func hasMMIO() bool {
+	found, err := filepath.Glob("/sys/bus/platform/devices/LNRO0005:*")
+	return err == nil && len(found) > 0
+}
+
+func loadModule(file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var loadErr error
+	err = raw.Control(func(fd uintptr) { loadErr = unix.FinitModule(int(fd), "", 0) })
+	if err := errors.Join(err, loadErr); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("load %s: %w", filepath.Base(file.Name()), err)
+	}
+	return nil
+}
+
+// coreMu: the groups of core modules depend on each other in their order.
+var coreMu sync.Mutex
+
+// loadCore loads groups of the root's core modules, as the builder listed them.
+func loadCore(groups ...string) error {
+	coreMu.Lock()
+	defer coreMu.Unlock()
+	dir := filepath.Join("/lib/modules", release())
+	list, err := os.ReadFile(filepath.Join(dir, "core"))
+	if err != nil {
+		return err
+	}
+	want := map[string]bool{}
+	for _, g := range groups {
+		want[g] = true
+	}
+	var errs []error
+	for _, line := range strings.Split(strings.TrimSpace(string(list)), "\n") {
+		group, name, _ := strings.Cut(line, " ")
+		if !want[group] {
+			continue
+		}
+		file, err := os.Open(filepath.Join(dir, name))
+		if err == nil {
+			err = loadModule(file)
+			file.Close()
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,99 @@
+package main
+
+// What the image is made of. Everything here is data; the other files act on it.
+
+// packageNames lists the Debian packages, the kernel by its metapackage.
+func packageNames(arch string) []string {
+	return []string{
+		"linux-image-6.12-" + arch,
+		"busybox-static",
+		"ca-certificates",
+		"e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libc6",
+	}
+}
+
+// libraryDirs lists where arch's programs look for shared libraries, in order.
+func libraryDirs(arch string) []string {
+	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[arch]
+	return []string{"lib/" + triplet, "usr/lib/" + triplet, "lib", "usr/lib"}
+}
+
+// tools are the dynamically linked programs that PID 1 runs on the data disk.
+var tools = []string{"sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs"}
+
+// cmdline is passed to the kernel by every driver. Self-tests of the crypto
+// code cost a fifth of the boot; a panic must end the machine, not freeze it.
+var cmdline = []string{"quiet", "panic=-1", "cryptomgr.notests", "random.trust_cpu=on"}
+
+// earlyModules are in the initramfs: what stage 1 needs to reach its disks, the
+// host and the network. The groups are loaded at once, after "base".
+var earlyModules = []group{
+	{"base", []string{"crc32c_generic", "libcrc32c"}},
+	{"mmio", []string{"virtio_mmio"}}, // only where there is such a bus
+	{"disk", []string{"virtio_blk", "erofs"}},
+	{"vsock", []string{"vmw_vsock_virtio_transport"}},
+	{"data", []string{"ext4"}},
+	{"net", []string{"virtio_net"}},
+}
+
+// coreModules are loaded from the root while the boot goes on: what every
+// machine uses sooner or later, most on the way to the first container.
+var coreModules = []group{
+	{"container", []string{"overlay", "veth", "bridge", "br_netfilter"}},
+	{"netfilter", []string{"nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_fib_inet", "nft_reject_inet", "nft_compat"}},
+	{"device", []string{"virtio_balloon", "virtio_rng", "button", "evdev"}},
+}
+
+// moreModules and moreDirs are loaded when something asks for them.
+var moreModules = []string{
+	"tun", "dummy", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve", "wireguard", "ifb", "bonding", "nlmon",
+	"9p", "9pnet_virtio", "9pnet_fd", "xfs", "btrfs", "squashfs", "isofs", "vfat", "nls_utf8", "nls_ascii", "nls_cp437", "nfsv4", "nfsv3", "cifs",
+	"loop", "dm_mod", "dm_thin_pool", "dm_crypt", "dm_snapshot", "zram", "binfmt_misc", "quota_v2",
+	"vsock_loopback", "vsock_diag", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "packet_diag", "af_packet_diag",
+	"sch_netem", "sch_tbf", "sch_htb", "sch_fq", "sch_fq_codel", "sch_ingress", "sch_prio", "sch_cake", "cls_u32", "cls_fw", "cls_basic", "cls_bpf", "cls_flower", "cls_matchall", "act_police", "act_mirred", "act_bpf",
+	"tls", "tcp_bbr", "sctp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "ip6_vti",
+	"xfrm_user", "xfrm_interface", "esp4", "esp6", "ah4", "ah6", "af_key",
+	"configs", "hv_vmbus", "hv_sock", "hv_utils", "hv_storvsc", "hv_netvsc", "hv_balloon", "pci_hyperv", "sd_mod",
+}
+
+var moreDirs = []string{
+	"kernel/net/netfilter/", "kernel/net/ipv4/netfilter/", "kernel/net/ipv6/netfilter/", "kernel/net/bridge/",
+}
+
+type group struct {
+	name    string
+	modules []string
+}
+
+// directories of the root, besides those of the files in it.
+var directories = []string{
+	"bin", "sbin", "dev", "etc", "home", "lib/modules", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp",
+	"usr/bin", "usr/sbin", "usr/lib", "usr/local/bin", "usr/share/berth/images", "var/lib/berth", "var/lib/docker",
+}
+
+// links of the root, by name. What the boot fills in lies in /run/berth/etc.
+var links = map[string]string{
+	"etc/hostname":                      "/run/berth/etc/hostname",
+	"etc/hosts":                         "/run/berth/etc/hosts",
+	"etc/resolv.conf":                   "/run/berth/etc/resolv.conf",
+	"etc/ssl/certs/ca-certificates.crt": "/run/berth/etc/ca-certificates.crt",
+	"etc/ssl/cert.pem":                  "/run/berth/etc/ca-certificates.crt",
+	"etc/mtab":                          "/proc/self/mounts",
+	"var/run":                           "/run",
+	"var/lock":                          "/run",
+	"var/tmp":                           "/tmp",
+	"var/log":                           "/run/log",
+	"sbin/modprobe":                     "/bin/busybox",
+}
+
+// texts are the files of the root that are written here.
+var texts = map[string]string{
+	"etc/passwd":        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+	"etc/group":         "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+	"etc/shells":        "/bin/sh\n",
+	"etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+	"etc/profile":       "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nPS1='\\h:\\w\\$ '\n",
+	"etc/services":      "ssh 22/tcp\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n",
+	"etc/protocols":     "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\n",
+	"etc/mke2fs.conf":   "[defaults]\n\tbase_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr\n\tdefault_mntopts = acl,user_xattr\n\tblocksize = 4096\n\tinode_size = 256\n\tinode_ratio = 16384\n\n[fs_types]\n\text4 = {\n\t\tfeatures = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize\n\t}\n",
+}
