@@ -1,0 +1,130 @@
+// Package api is the control API of a machine's daemon: its types, the handler
+// that the daemon serves and the client that commands use.
+//
+// It is HTTP/1.1 with JSON on a unix socket that only the user can open (a named
+// pipe on Windows), so whoever can connect may do everything.
+//
+//	GET  /v1/status    Status
+//	GET  /v1/progress  the start so far and as it goes on: one Event a line, the last has End
+//	POST /v1/cancel    gives up a start, unless somebody else follows it too
+//	POST /v1/stop      answers with the last Status when the machine is off
+//	GET  /v1/logs      text: source=daemon or console, tail=N lines, follow=true
+//
+// An error is a JSON object {"message": ...} with a status of 400 or above.
+package api
+
+import (
+	"time"
+)
+
+// State is what a machine is doing.
+//
+//	Stopped → Starting → Running → Stopping → Stopped
+//	              │         │  ↺ Starting (the guest rebooted)
+//	              └────────→┴→ Failed
+type State string
+
+// The states. Failed is stopped too, but not because anybody asked.
+const (
+	Stopped  State = "stopped"
+	Starting State = "starting"
+	Running  State = "running"
+	Stopping State = "stopping"
+	Failed   State = "failed"
+)
+
+// Alive reports whether a machine in that state has a daemon.
+func (s State) Alive() bool { return s == Starting || s == Running || s == Stopping }
+
+// Kind says what sort of failure ended a machine, for those who react to it.
+type Kind string
+
+// The kinds of failures.
+const (
+	KindFailure     Kind = "failure"
+	KindUnsupported Kind = "unsupported" // this host cannot run the machine
+	KindTimeout     Kind = "timeout"
+	KindAtRisk      Kind = "at-risk" // going on could cost data
+	KindCanceled    Kind = "canceled"
+)
+
+// Status is everything there is to know about a machine.
+type Status struct {
+	Name  string    `json:"name"`
+	State State     `json:"state"`
+	Since time.Time `json:"since,omitzero"` // when it got into the state
+	PID   int       `json:"pid,omitempty"`  // of the daemon
+	Phase string    `json:"phase,omitempty"`
+
+	Version      string `json:"version,omitempty"` // of the daemon
+	Driver       string `json:"driver,omitempty"`
+	Hypervisor   string `json:"hypervisor,omitempty"`
+	Acceleration string `json:"acceleration,omitempty"`
+	// Reason says why the acceleration is not better than it is.
+	Reason string `json:"accelerationReason,omitempty"`
+	Arch   string `json:"arch,omitempty"`
+	Kernel string `json:"kernel,omitempty"`
+
+	CPUs      int   `json:"cpus,omitempty"`
+	MemoryMiB int   `json:"memoryMiB,omitempty"`
+	DiskBytes int64 `json:"diskBytes,omitempty"` // as the guest sees it
+	DiskUsed  int64 `json:"diskUsed,omitempty"`  // of the host's disk, in bytes
+
+	DockerHost   string  `json:"dockerHost"` // what DOCKER_HOST takes: unix://... or npipe://...
+	DockerSocket string  `json:"dockerSocket"`
+	Config       string  `json:"config"`
+	Console      string  `json:"console"`
+	Log          string  `json:"log"`
+	Lent         []Lent  `json:"lent,omitempty"` // all that the guest can reach on this host
+	Engine       *Engine `json:"engine,omitempty"`
+	Start        []Phase `json:"start,omitempty"` // the phases of the last start, in order
+
+	LastError     string `json:"lastError,omitempty"`
+	LastErrorKind Kind   `json:"lastErrorKind,omitempty"`
+}
+
+// Lent is one thing of the host that the guest can use.
+type Lent struct {
+	What   string `json:"what"` // "loopback", "dns", "outbound network", "port", "folder"
+	Detail string `json:"detail"`
+}
+
+// Engine is what the guest last said about its engine.
+type Engine struct {
+	Running  bool   `json:"running"`
+	Restarts int    `json:"restarts"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+// Phase is one step of a start. Guest phases are those that PID 1 reports.
+type Phase struct {
+	Name  string        `json:"name"`
+	Guest bool          `json:"guest,omitempty"`
+	Done  bool          `json:"done"`
+	Begin time.Duration `json:"begin"` // nanoseconds since the start began
+	Took  time.Duration `json:"took"`  // nanoseconds; zero until done
+	Error string        `json:"error,omitempty"`
+}
+
+// Event is one line of a start's progress. Exactly one field is set.
+type Event struct {
+	Phase *Phase  `json:"phase,omitempty"`
+	End   *Status `json:"end,omitempty"`
+}
+
+// LogQuery asks for a log.
+type LogQuery struct {
+	Source string // LogDaemon or LogConsole
+	Tail   int    // lines; negative for all there are
+	Follow bool
+}
+
+// The logs of a machine.
+const (
+	LogDaemon  = "daemon"
+	LogConsole = "console"
+)
+
+type apiError struct {
+	Message string `json:"message"`
+}

@@ -1,0 +1,166 @@
+package machine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// recordVersion is the version of everything in a machine's data directory. A
+// higher one was written by a newer Berth, which may have changed what the data
+// means: such a machine is not touched.
+const recordVersion = 1
+
+type record struct {
+	Version int       `json:"version"`
+	Created time.Time `json:"created"`
+}
+
+// Exists reports whether the machine has been created.
+func (m Machine) Exists() bool {
+	_, err := os.Stat(m.recordFile())
+	return err == nil
+}
+
+// Create makes the machine: its directories, its keys, a configuration that
+// explains itself, and last the record by which it exists. What is there already
+// stays, so that creating again completes what was cut short.
+func (m Machine) Create() error {
+	for _, dir := range []string{m.DataDir, m.StateDir, filepath.Dir(m.ConfigFile)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+		}
+	}
+	for _, dir := range []string{m.DataDir, m.StateDir} {
+		if err := removeTemporary(dir); err != nil {
+			return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+		}
+	}
+	if m.Exists() {
+		return m.checkRecord()
+	}
+	if _, err := os.Stat(m.ConfigFile); errors.Is(err, fs.ErrNotExist) {
+		if err := WriteFile(m.ConfigFile, []byte(defaultConfig), 0o600); err != nil {
+			return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+		}
+	}
+	if _, err := m.Keys(); err != nil {
+		return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+	}
+	body, err := json.Marshal(record{Version: recordVersion, Created: time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	return WriteFile(m.recordFile(), body, 0o600)
+}
+
+func (m Machine) checkRecord() error {
+	body, err := os.ReadFile(m.recordFile())
+	if err != nil {
+		return fmt.Errorf("cannot read machine %q: %w", m.Name, err)
+	}
+	var r record
+	if err := json.Unmarshal(body, &r); err != nil {
+		// Only the version matters, and a file that never held a higher one
+		// cannot be a newer Berth's: its writes are whole.
+		return fmt.Errorf("machine %q: %s is damaged: restore it, or write {\"version\":1} into it if the disk %s is good: %w",
+			m.Name, m.recordFile(), m.DataDisk(), ErrAtRisk)
+	}
+	if r.Version > recordVersion {
+		return fmt.Errorf("machine %q was used by a newer Berth (data version %d, this one knows %d): use that one: %w",
+			m.Name, r.Version, recordVersion, ErrAtRisk)
+	}
+	return nil
+}
+
+// Delete removes everything there is of the machine, which must not be running:
+// the caller holds the start lock. The record goes first, so that a deletion cut
+// short leaves no machine.
+func (m Machine) Delete() error {
+	err := os.Remove(m.recordFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot delete machine %q: %w", m.Name, err)
+	}
+	err = errors.Join(os.RemoveAll(m.DataDir), os.RemoveAll(m.SocketDir), removeFile(m.ConfigFile), os.RemoveAll(m.StateDir))
+	if err != nil {
+		return fmt.Errorf("cannot delete all of machine %q: %w", m.Name, err)
+	}
+	// Directories that are empty now are nobody's; others stay.
+	os.Remove(filepath.Dir(m.SocketDir))
+	return nil
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// PrepareDisk makes the data disk as large as configured, sparse, and says what
+// stands in the way. A disk never shrinks.
+func (m Machine) PrepareDisk(size int64) error {
+	f, err := os.OpenFile(m.DataDisk(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot open the data disk: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("cannot open the data disk: %w", err)
+	}
+	if info.Size() > size {
+		return fmt.Errorf("disk: %s is smaller than the data disk, which has %s and cannot shrink: set disk to that in %s",
+			Size(size), Size(info.Size()), m.ConfigFile)
+	}
+	if info.Size() == 0 {
+		if err := makeSparse(f); err != nil {
+			return err
+		}
+	}
+	if info.Size() < size {
+		if err := f.Truncate(size); err != nil {
+			return fmt.Errorf("cannot grow the data disk to %s: %w", Size(size), err)
+		}
+	}
+	return nil
+}
+
+// minFree is what must be free on the host's disk for a start, in bytes: enough
+// for the guest's journal, so that its file system never meets a full disk
+// before the user has heard about it.
+const minFree = 256 << 20
+
+// CheckSpace refuses to run a machine whose next write could fail. It also works
+// for a machine that does not exist yet.
+func (m Machine) CheckSpace() error {
+	dir := m.DataDir
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	free, err := FreeBytes(dir)
+	if err != nil {
+		return err
+	}
+	if free < minFree {
+		return fmt.Errorf("the host's disk is full: %s of space left for %s, at least %s are needed: %w",
+			Size(free), m.DataDir, Size(minFree), ErrAtRisk)
+	}
+	return nil
+}
+
+// DiskUsage is the data disk's size and what it occupies of the host's disk, in bytes.
+func (m Machine) DiskUsage() (size, allocated int64) {
+	info, err := os.Stat(m.DataDisk())
+	if err != nil {
+		return 0, 0
+	}
+	return info.Size(), allocatedBytes(info)
+}
