@@ -1,0 +1,5 @@
+//go:build !windows
+
+package dockercontext
+
+const defaultDockerHost = "unix:///var/run/docker.sock"

@@ -1,0 +1,3 @@
+package dockercontext
+
+const defaultDockerHost = "npipe:////./pipe/docker_engine"
