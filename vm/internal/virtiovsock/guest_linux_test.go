@@ -207,7 +207,10 @@ func (g *guest) receiver() {
 		}
 		for _, p := range got {
 			if g.cfg.raw {
-				g.packets <- p
+				select {
+				case g.packets <- p:
+				case <-g.stop:
+				}
 			} else {
 				g.dispatch(p)
 			}
@@ -320,6 +323,13 @@ func (g *guest) quiet() {
 		g.t.Fatalf("unexpected packet %+v", p.header)
 	case <-time.After(50 * time.Millisecond):
 	}
+}
+
+// handle makes the guest listen on a port.
+func (g *guest) handle(port uint32, do func(*guestConn)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.listen[port] = do
 }
 
 // guestConn is a stream socket of the toy guest.

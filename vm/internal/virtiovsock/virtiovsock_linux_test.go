@@ -116,12 +116,12 @@ func TestEcho(t *testing.T) {
 	for name, cfg := range rings {
 		t.Run(name, func(t *testing.T) {
 			g := startGuest(t, cfg)
-			g.listen[7] = func(c *guestConn) {
+			g.handle(7, func(c *guestConn) {
 				if _, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}); err != nil {
 					t.Errorf("guest: %v", err)
 				}
 				c.CloseWrite()
-			}
+			})
 			l := listen(t, g.dev, 9)
 			var wg sync.WaitGroup
 			wg.Go(func() {
@@ -285,7 +285,7 @@ func TestGuestConnLimit(t *testing.T) {
 	if most := bufferBudget + maxGuestConns*bufferSmall; promised > most {
 		t.Errorf("promised %d bytes, more than %d", promised, most)
 	}
-	g.listen[7] = func(c *guestConn) { c.Close() }
+	g.handle(7, func(c *guestConn) { c.Close() })
 	if _, err := io.ReadAll(dial(t, g.dev, 7)); err != nil {
 		t.Errorf("the guest's connections use up the host's: %v", err)
 	}
@@ -297,7 +297,7 @@ func TestGuestConnLimit(t *testing.T) {
 func TestDeadlines(t *testing.T) {
 	g := startGuest(t, guestConfig{})
 	peer := make(chan *guestConn, 1)
-	g.listen[7] = func(c *guestConn) { peer <- c }
+	g.handle(7, func(c *guestConn) { peer <- c })
 	c := dial(t, g.dev, 7)
 	p := <-peer
 	isTimeout := func(err error) bool {
@@ -341,7 +341,7 @@ func TestDeadlines(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	g := startGuest(t, guestConfig{})
-	g.listen[7] = func(c *guestConn) { io.Copy(io.Discard, struct{ io.Reader }{c}) }
+	g.handle(7, func(c *guestConn) { io.Copy(io.Discard, struct{ io.Reader }{c}) })
 	c := dial(t, g.dev, 7)
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
@@ -360,11 +360,11 @@ func TestClosed(t *testing.T) {
 func TestCloseKeepsData(t *testing.T) {
 	g := startGuest(t, guestConfig{})
 	got := make(chan []byte, 1)
-	g.listen[7] = func(c *guestConn) {
+	g.handle(7, func(c *guestConn) {
 		time.Sleep(50 * time.Millisecond)
 		b, _ := io.ReadAll(struct{ io.Reader }{c})
 		got <- b
-	}
+	})
 	c := dial(t, g.dev, 7)
 	data := randomBytes(200 << 10)
 	if _, err := c.Write(data); err != nil {
@@ -381,15 +381,15 @@ func TestCloseKeepsData(t *testing.T) {
 func TestCredit(t *testing.T) {
 	g := startGuest(t, guestConfig{})
 	slow := make(chan int, 1)
-	g.listen[7] = func(c *guestConn) {
+	g.handle(7, func(c *guestConn) {
 		n, _ := c.Write(make([]byte, 2<<20))
 		c.CloseWrite()
 		slow <- n
-	}
-	g.listen[8] = func(c *guestConn) {
+	})
+	g.handle(8, func(c *guestConn) {
 		io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 		c.CloseWrite()
-	}
+	})
 	c := dial(t, g.dev, 7)
 	time.Sleep(50 * time.Millisecond)
 	if len(slow) != 0 {
@@ -416,7 +416,7 @@ func TestReboot(t *testing.T) {
 		io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 		c.CloseWrite()
 	}
-	g.listen[7] = serve
+	g.handle(7, serve)
 	l := listen(t, g.dev, 9)
 	for i := range 5 {
 		c := dial(t, g.dev, 7)
@@ -455,7 +455,7 @@ func TestReboot(t *testing.T) {
 // owner has said what happened.
 func TestResetHook(t *testing.T) {
 	g := startGuest(t, guestConfig{})
-	g.listen[7] = func(c *guestConn) {}
+	g.handle(7, func(c *guestConn) {})
 	c := dial(t, g.dev, 7)
 	g.halt()
 	g.fe.Stop(g.rx, g.tx)
@@ -474,10 +474,10 @@ func TestPause(t *testing.T) {
 	for name, cfg := range rings {
 		t.Run(name, func(t *testing.T) {
 			g := startGuest(t, cfg)
-			g.listen[7] = func(c *guestConn) {
+			g.handle(7, func(c *guestConn) {
 				io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 				c.CloseWrite()
-			}
+			})
 			var wg sync.WaitGroup
 			for range 8 {
 				wg.Go(func() {
@@ -506,10 +506,10 @@ func TestPause(t *testing.T) {
 // that run.
 func TestLiveChanges(t *testing.T) {
 	g := startGuest(t, rings["linux"])
-	g.listen[7] = func(c *guestConn) {
+	g.handle(7, func(c *guestConn) {
 		io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 		c.CloseWrite()
-	}
+	})
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -530,7 +530,7 @@ func TestLiveChanges(t *testing.T) {
 func TestServeEnds(t *testing.T) {
 	t.Run("hang-up", func(t *testing.T) {
 		g := startGuest(t, guestConfig{})
-		g.listen[7] = func(c *guestConn) {}
+		g.handle(7, func(c *guestConn) {})
 		c := dial(t, g.dev, 7)
 		g.fe.Close()
 		within(t, 5*time.Second, "Read", func() {
@@ -588,7 +588,7 @@ func TestDialContext(t *testing.T) {
 
 func BenchmarkToGuest(b *testing.B) {
 	g := startGuest(b, rings["linux"])
-	g.listen[7] = func(c *guestConn) { io.Copy(io.Discard, struct{ io.Reader }{c}) }
+	g.handle(7, func(c *guestConn) { io.Copy(io.Discard, struct{ io.Reader }{c}) })
 	c := dial(b, g.dev, 7)
 	p := make([]byte, 256<<10)
 	b.SetBytes(int64(len(p)))

@@ -258,7 +258,9 @@ func (f *FrontEnd) Start(features uint64, rings ...*Ring) {
 	table, fds := f.MemTable()
 	f.Do(SetMemTable, table, fds...)
 	for _, r := range rings {
-		r.eventIdx = features&FeatureEventIdx != 0
+		if on := features&FeatureEventIdx != 0; on != r.eventIdx { // else a driver that was only paused may be looking
+			r.eventIdx = on
+		}
 		f.Do(SetVringNum, State(r.index, uint32(r.num)))
 		f.Do(SetVringBase, State(r.index, uint32(r.base)))
 		f.Do(SetVringAddr, r.addrs())
