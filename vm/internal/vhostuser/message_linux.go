@@ -188,14 +188,12 @@ func readMessage(conn *net.UnixConn) (_ *message, err error) {
 			}
 		}
 		switch {
+		case errors.Is(err, io.EOF) && have > 0:
+			return nil, io.ErrUnexpectedEOF
 		case err != nil:
 			return nil, err
 		case flags&unix.MSG_CTRUNC != 0 || len(m.fds) > maxFDs:
 			return nil, errors.New("vhost-user message with too many files")
-		case n == 0 && have == 0:
-			return nil, io.EOF
-		case n == 0:
-			return nil, io.ErrUnexpectedEOF
 		}
 		have += n
 	}

@@ -105,6 +105,9 @@ func New(tb testing.TB, conn *net.UnixConn, size int) *FrontEnd {
 	return &FrontEnd{tb: tb, conn: conn, fd: fd, half: uint64(size) / 2, mem: mem}
 }
 
+// Use makes another test the one that fails, as fuzz targets want it.
+func (f *FrontEnd) Use(tb testing.TB) { f.tb = tb }
+
 // Close hangs up.
 func (f *FrontEnd) Close() { f.conn.Close() }
 
