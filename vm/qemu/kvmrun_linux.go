@@ -1,0 +1,102 @@
+//go:build linux && (amd64 || arm64)
+
+package qemu
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The ioctls of /dev/kvm that every architecture has.
+const (
+	kvmCreateVM            = 0xae01
+	kvmGetVCPUMmapSize     = 0xae04
+	kvmCreateVCPU          = 0xae41
+	kvmSetUserMemoryRegion = 0x4020ae46
+	kvmRun                 = 0xae80
+)
+
+// codeAddress is where the guest's one page of memory is.
+const codeAddress = 0x1000
+
+// memoryRegion is struct kvm_userspace_memory_region.
+type memoryRegion struct {
+	Slot, Flags   uint32
+	GuestPhysAddr uint64
+	MemorySize    uint64
+	UserspaceAddr uint64
+}
+
+// ioctl calls KVM; what names the call.
+func ioctl(fd int, what string, request, arg uintptr) (int, error) {
+	for {
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, arg)
+		switch errno {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+			continue
+		}
+		return 0, fmt.Errorf("%s: %w", what, errno)
+	}
+}
+
+// runOneInstruction makes the smallest guest there is and checks that it ends as
+// its code says. Everything it opens stays open: its process ends next.
+func runOneInstruction() error {
+	kvm, err := unix.Open(kvmPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", kvmPath, err)
+	}
+	vm, err := ioctl(kvm, "make a guest", kvmCreateVM, 0)
+	if err != nil {
+		return err
+	}
+	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Errorf("guest memory: %w", err)
+	}
+	copy(page, probeCode)
+	region := memoryRegion{
+		GuestPhysAddr: codeAddress &^ uint64(len(page)-1),
+		MemorySize:    uint64(len(page)),
+		UserspaceAddr: uint64(uintptr(unsafe.Pointer(&page[0]))),
+	}
+	if offset := codeAddress - region.GuestPhysAddr; offset != 0 { // pages over 4 KiB
+		copy(page[offset:], probeCode)
+	}
+	if err := prepareVM(vm); err != nil {
+		return err
+	}
+	if _, err := ioctl(vm, "give it memory", kvmSetUserMemoryRegion, uintptr(unsafe.Pointer(&region))); err != nil {
+		return err
+	}
+	cpu, err := ioctl(vm, "give it a CPU", kvmCreateVCPU, 0)
+	if err != nil {
+		return err
+	}
+	if err := prepareCPU(vm, cpu); err != nil {
+		return err
+	}
+	size, err := ioctl(kvm, "size of the run area", kvmGetVCPUMmapSize, 0)
+	if err != nil {
+		return err
+	}
+	area, err := unix.Mmap(cpu, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("run area: %w", err)
+	}
+	if _, err := ioctl(cpu, "run", kvmRun, 0); err != nil {
+		return err
+	}
+	runtime.KeepAlive(page)
+	if reason := binary.NativeEndian.Uint32(area[8:]); reason != probeExit {
+		return fmt.Errorf("a guest's first instruction ended with exit reason %d instead of %d", reason, probeExit)
+	}
+	return nil
+}

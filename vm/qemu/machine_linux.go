@@ -1,0 +1,407 @@
+package qemu
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/digitalocean/go-qemu/qmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/vm/internal/life"
+	"github.com/berthvm/berth/vm/internal/virtiovsock"
+)
+
+const (
+	guestCID = 3
+
+	// pressEvery is how often Stop presses the power button.
+	pressEvery = 2 * time.Second
+	// dieWithin is how long a killed QEMU may take to be gone. The kernel needs
+	// milliseconds, unless a device of the host hangs.
+	dieWithin = 10 * time.Second
+)
+
+func supported() error { return nil }
+
+// machine implements vm.Machine.
+type machine struct {
+	cfg    vm.Config
+	host   *host
+	arch   string
+	dir    string
+	log    *slog.Logger
+	life   *life.Life
+	device *virtiovsock.Device
+	locks  []*os.File // the disks, locked
+
+	mu       sync.Mutex
+	proc     *process // nil before Start has launched it
+	mon      *monitor // nil before QEMU has answered
+	verdict  error    // why it has to end, where QEMU's exit does not tell
+	shutdown string   // the reason QEMU gave for shutting down
+	panicked bool     // the guest's kernel said so
+
+	closing sync.Once
+}
+
+// newMachine makes sure of what cfg names and of dir.
+func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, error) {
+	files := []string{cfg.Kernel}
+	if cfg.Initrd != "" {
+		files = append(files, cfg.Initrd)
+	}
+	for _, name := range files {
+		if st, err := os.Stat(name); err != nil {
+			return nil, fmt.Errorf("cannot boot machine %q: %w", cfg.Name, err)
+		} else if !st.Mode().IsRegular() {
+			return nil, fmt.Errorf("cannot boot machine %q: %s is not a file", cfg.Name, name)
+		}
+	}
+	if st, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("machine directory: %w", err)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("machine directory: %s is not a directory", dir)
+	}
+	log := d.log.With("machine", cfg.Name)
+	if err := endLeftover(dir, log); err != nil {
+		return nil, err
+	}
+	locks, err := lockDisks(cfg.Disks)
+	if err != nil {
+		return nil, err
+	}
+	return &machine{
+		cfg: cfg, host: h, arch: d.opts.Arch, dir: dir, log: log, life: life.New(), locks: locks,
+		device: virtiovsock.New(virtiovsock.Options{GuestCID: guestCID, Log: log}),
+	}, nil
+}
+
+// lockDisks takes a lock on every disk, which other programs of this kind
+// respect; QEMU takes its own besides.
+func lockDisks(disks []vm.Disk) (locks []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			unlock(locks)
+		}
+	}()
+	for _, d := range disks {
+		flags, how := os.O_RDWR, unix.LOCK_EX
+		if d.ReadOnly {
+			flags, how = os.O_RDONLY, unix.LOCK_SH
+		}
+		f, err := os.OpenFile(d.Path, flags, 0)
+		if err != nil {
+			return locks, fmt.Errorf("disk: %w", err)
+		}
+		locks = append(locks, f)
+		if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+			return locks, fmt.Errorf("disk %s is in use by another machine: %w", d.Path, err)
+		}
+	}
+	return locks, nil
+}
+
+func unlock(locks []*os.File) {
+	for _, f := range locks {
+		f.Close()
+	}
+}
+
+// Start implements vm.Machine.
+func (m *machine) Start(ctx context.Context) error {
+	if err := m.life.Begin(); err != nil {
+		return err
+	}
+	proc, err := m.launch(ctx)
+	if err != nil {
+		m.device.Close()
+		m.life.End(err)
+		return fmt.Errorf("cannot start machine %q: %w", m.cfg.Name, err)
+	}
+	if err = m.boot(ctx); err == nil {
+		err = m.life.Running()
+	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() == nil {
+		// QEMU hangs up when it ends, and its own words are the better reason.
+		select {
+		case <-proc.done:
+		case <-time.After(time.Second):
+		}
+	}
+	m.fail(err)
+	if err := m.gone(); err != nil {
+		return err
+	}
+	return fmt.Errorf("cannot start machine %q: %w", m.cfg.Name, m.life.Wait(context.Background()))
+}
+
+// launch runs QEMU, whose CPUs do not run yet.
+func (m *machine) launch(ctx context.Context) (*process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c, err := openCables(m.dir, m.cfg.Network != nil)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.verdict != nil { // Stop or Close came before there was anything to kill
+		c.closeTheirs()
+		c.closeOurs()
+		return nil, m.verdict
+	}
+	s := spec{cfg: m.cfg, arch: m.arch, accel: m.host.accel, sandbox: m.host.program.sandbox, fds: c.fds}
+	m.log.Debug("starting QEMU", "path", m.host.program.path, "args", s.argv())
+	proc, err := launch(m.host.program.path, s.argv(), c.theirs, m.dir)
+	c.closeTheirs()
+	if err != nil {
+		c.closeOurs()
+		return nil, err
+	}
+	m.proc = proc
+	go m.supervise(proc, m.serve(proc, c))
+	return proc, nil
+}
+
+// boot sets QEMU's CPUs going.
+func (m *machine) boot(ctx context.Context) error {
+	socket := filepath.Join(m.dir, monitorSocket)
+	mon, err := openMonitor(ctx, socket, m.event)
+	os.Remove(socket)
+	m.mu.Lock()
+	m.mon = mon
+	m.mu.Unlock()
+	if err == nil {
+		err = mon.run(ctx, "cont")
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("QEMU does not answer: %w", ctx.Err())
+	}
+	return err
+}
+
+// serve carries what goes through the cables, and returns what waits until
+// nothing does any more, which is soon after QEMU has ended.
+func (m *machine) serve(proc *process, c *cables) (join func()) {
+	var tasks sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background()) // QEMU's life
+	tasks.Go(func() {
+		err := m.device.Serve(ctx, c.vsock)
+		select {
+		case <-proc.done: // it hung up because it ended
+		case <-time.After(time.Second):
+			m.fail(fmt.Errorf("the vsock device has ended before QEMU: %w", cmp.Or(err, io.EOF)))
+		}
+	})
+	tasks.Go(func() {
+		defer c.console.Close()
+		w := m.cfg.Console
+		if w == nil {
+			w = io.Discard
+		}
+		if _, err := io.Copy(console{w}, c.console); err != nil {
+			m.log.Warn("console lost", "error", err)
+		}
+	})
+	if m.cfg.Network != nil {
+		tasks.Go(func() {
+			defer c.net.Close()
+			if err := m.cfg.Network.ServeStream(ctx, c.net); err != nil && ctx.Err() == nil {
+				m.log.Warn("network device", "error", err)
+			}
+		})
+	}
+	return func() {
+		cancel()
+		tasks.Wait()
+	}
+}
+
+// console keeps reading whatever becomes of the writer: a guest whose console
+// is stuck stops.
+type console struct{ w io.Writer }
+
+// Write implements io.Writer.
+func (c console) Write(p []byte) (int, error) {
+	c.w.Write(p)
+	return len(p), nil
+}
+
+// supervise waits for QEMU's end, and ends the machine with it.
+func (m *machine) supervise(proc *process, join func()) {
+	status, stderr := proc.wait()
+	m.mu.Lock()
+	mon := m.mon
+	m.mu.Unlock()
+	if mon != nil {
+		mon.wait()
+	}
+	m.device.Close()
+	join()
+	os.Remove(filepath.Join(m.dir, pidFile))
+	err := m.reason(status, stderr)
+	m.log.Info("machine ended", "reason", err)
+	m.life.End(err)
+}
+
+// reason tells why the machine ended.
+func (m *machine) reason(status error, stderr string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if stderr != "" {
+		stderr = ": " + stderr
+	}
+	switch {
+	case m.verdict != nil:
+		return m.verdict
+	case status != nil && m.panicked:
+		return fmt.Errorf("the guest's kernel panicked; QEMU: %w%s", status, stderr)
+	case status != nil:
+		return fmt.Errorf("QEMU failed: %w%s", status, stderr)
+	case m.shutdown == "host-signal", m.shutdown == "host-qmp-quit", m.shutdown == "host-error":
+		return fmt.Errorf("QEMU was ended from outside (%s)%s", m.shutdown, stderr)
+	case m.shutdown == "guest-panic":
+		return errors.New("the guest's kernel panicked: see the machine's log")
+	}
+	return nil
+}
+
+// event handles one of QEMU's.
+func (m *machine) event(e qmp.Event) {
+	m.log.Debug("QEMU event", "event", e.Event, "data", e.Data)
+	switch e.Event {
+	case "RESET":
+		m.log.Info("machine restarted")
+		m.device.Reset()
+		if m.cfg.Reset != nil {
+			m.cfg.Reset()
+		}
+	case "SHUTDOWN":
+		reason, _ := e.Data["reason"].(string)
+		m.mu.Lock()
+		m.shutdown = reason
+		m.mu.Unlock()
+	case "GUEST_PANICKED":
+		m.log.Warn("the guest's kernel panicked")
+		m.mu.Lock()
+		m.panicked = true
+		m.mu.Unlock()
+	}
+}
+
+// fail kills QEMU, for a reason that Wait will return unless there is an
+// earlier one. It waits for nothing.
+func (m *machine) fail(reason error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.verdict == nil {
+		m.verdict = reason
+	}
+	if m.proc != nil {
+		m.proc.kill()
+	}
+}
+
+// gone waits until a machine that was told to end has ended, and all that
+// belongs to it.
+func (m *machine) gone() error {
+	select {
+	case <-m.life.Done():
+		return nil
+	case <-time.After(dieWithin):
+		return errors.New("QEMU does not end although it was killed: look for a device of this host that hangs")
+	}
+}
+
+// Stop implements vm.Machine.
+func (m *machine) Stop(ctx context.Context) error {
+	if err := m.life.Open(); err != nil {
+		return err
+	}
+	if m.life.State() == life.Created {
+		return nil
+	}
+	press, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var presses sync.WaitGroup
+	defer presses.Wait()
+	defer cancel()
+	presses.Go(func() { m.pressButton(press) })
+	select {
+	case <-m.life.Done():
+		return nil
+	case <-ctx.Done():
+	}
+	m.fail(vm.ErrKilled)
+	return m.gone()
+}
+
+// pressButton presses the power button until ctx ends.
+func (m *machine) pressButton(ctx context.Context) {
+	for ctx.Err() == nil {
+		m.mu.Lock()
+		mon := m.mon
+		m.mu.Unlock()
+		if mon != nil {
+			if err := mon.run(ctx, "system_powerdown"); err != nil && ctx.Err() == nil {
+				m.log.Debug("power button", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-m.life.Done():
+			return
+		case <-time.After(pressEvery):
+		}
+	}
+}
+
+// Wait implements vm.Machine.
+func (m *machine) Wait(ctx context.Context) error { return m.life.Wait(ctx) }
+
+// Close implements vm.Machine.
+func (m *machine) Close() error {
+	m.life.Close()
+	m.fail(vm.ErrKilled)
+	m.device.Close()
+	err := m.gone()
+	m.closing.Do(func() { unlock(m.locks) })
+	return err
+}
+
+// Dial implements vm.Transport.
+func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if err := m.life.Up(); err != nil {
+		return nil, err
+	}
+	c, err := m.device.Dial(ctx, port)
+	if err != nil && m.life.Up() != nil {
+		return nil, m.life.Up()
+	}
+	return c, err
+}
+
+// Listen implements vm.Transport.
+func (m *machine) Listen(port uint32) (net.Listener, error) {
+	if err := m.life.Open(); err != nil {
+		return nil, err
+	}
+	if m.life.State() == life.Ended {
+		return nil, vm.ErrNotRunning
+	}
+	return m.device.Listen(port)
+}
