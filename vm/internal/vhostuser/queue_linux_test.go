@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -294,11 +295,11 @@ func FuzzRing(f *testing.F) {
 	for i := range size {
 		good = le.AppendUint16(good, uint16(i))
 	}
-	f.Add(append(good, 3, 0))
+	f.Add(append(slices.Clone(good), 3, 0))
 	le.PutUint64(good, s.GuestAddr(table))
 	le.PutUint32(good[8:], 64)
 	le.PutUint16(good[12:], 4)
-	f.Add(append(good, size, 0))
+	f.Add(append(slices.Clone(good), size, 0))
 	var stop atomic.Bool
 	var scribbler = make(chan struct{})
 	go func() {

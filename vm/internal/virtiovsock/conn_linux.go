@@ -48,6 +48,7 @@ type conn struct {
 	err         error     // why it is gone
 	closed      bool      // Close was called
 	established bool      // it was open once
+	lent        bool      // to the program, or about to be: it counts until Close
 	backlog     *listener // where it waits to be accepted
 	timer       *time.Timer
 
@@ -77,14 +78,16 @@ type conn struct {
 }
 
 func (d *Device) newConn(key connKey, fromGuest bool) *conn {
-	c := &conn{dev: d, key: key, fromGuest: fromGuest, bufAlloc: bufferLarge}
+	c := &conn{dev: d, key: key, fromGuest: fromGuest, lent: true, bufAlloc: bufferLarge}
 	c.readable.L, c.writable.L = &d.mu, &d.mu
 	if d.promised+bufferLarge > bufferBudget {
 		c.bufAlloc = bufferSmall
 	}
 	d.promised += int(c.bufAlloc)
 	if fromGuest {
-		d.fromGuest++
+		d.guestConns++
+	} else {
+		d.hostConns++
 	}
 	d.conns[key] = c
 	return c
@@ -137,7 +140,7 @@ func (c *conn) read(p []byte) (int, error) {
 // offerCredit tells the guest of the room that reading has made, once it is
 // worth a packet.
 func (c *conn) offerCredit() {
-	if c.state == stateOpen && c.peerShut&shutSend == 0 && c.fwd-c.toldFwd >= c.bufAlloc/2 {
+	if c.state == stateOpen && c.peerShut&shutSend == 0 && c.fwd-c.toldFwd >= c.bufAlloc/4 {
 		c.post(doCredit)
 		c.dev.run()
 	}
@@ -221,7 +224,9 @@ func (c *conn) Close() error {
 	c.writeBy.stop()
 	c.readable.Broadcast()
 	c.writable.Broadcast()
+	c.lent = false
 	if c.state != stateOpen {
+		c.release()
 		return nil
 	}
 	c.state = stateClosing
@@ -247,23 +252,35 @@ func (c *conn) abort(err error, tell bool) {
 	c.state, c.err = stateGone, err
 	c.todo = 0
 	delete(d.conns, c.key)
-	d.promised -= int(c.bufAlloc)
-	if c.fromGuest {
-		d.fromGuest--
-	}
 	if c.timer != nil {
 		c.timer.Stop()
 	}
 	if c.backlog != nil && c.peerShut != shutBoth { // else it may hold all the guest had to say
 		c.backlog.remove(c)
-		c.backlog = nil
+		c.backlog, c.lent = nil, false
 	}
+	c.release()
 	if tell && d.up {
 		h := c.header(opReset)
 		d.replies = append(d.replies, h)
 	}
 	c.readable.Broadcast()
 	c.writable.Broadcast()
+}
+
+// release stops counting the connection. One that is gone counts as long as
+// the program holds it and what it has received, or a guest that comes and goes
+// could fill the host's memory.
+func (c *conn) release() {
+	if c.lent || c.state != stateGone {
+		return
+	}
+	c.dev.promised -= int(c.bufAlloc)
+	if c.fromGuest {
+		c.dev.guestConns--
+	} else {
+		c.dev.hostConns--
+	}
 }
 
 // post queues the connection for sending: packets of its todo, or data.

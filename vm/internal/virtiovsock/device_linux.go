@@ -56,8 +56,11 @@ type Device struct {
 	conns     map[connKey]*conn
 	listeners map[uint32]*listener
 	nextPort  uint32 // where to look for a free port of ours
-	fromGuest int    // how many of conns the guest opened
-	promised  int    // sum of the connections' buffers
+
+	// These count connections until they are both gone and closed.
+	guestConns int
+	hostConns  int
+	promised   int // sum of their buffers
 
 	replies  []header // packets without a connection, first to go
 	ready    connQueue
@@ -160,7 +163,7 @@ func (d *Device) dial(ctx context.Context, port uint32) (*conn, error) {
 		return nil, net.ErrClosed
 	case !d.up:
 		return nil, fmt.Errorf("the guest's vsock driver is not up: %w", syscall.ECONNREFUSED)
-	case len(d.conns)-d.fromGuest >= maxHostConns:
+	case d.hostConns >= maxHostConns:
 		return nil, fmt.Errorf("%d connections to the guest are open: %w", maxHostConns, syscall.EMFILE)
 	}
 	c := d.newConn(connKey{d.freePort(port), port}, false)
@@ -179,10 +182,13 @@ func (d *Device) dial(ctx context.Context, port uint32) (*conn, error) {
 	case c.established: // and perhaps ended since, which Read will tell
 		return c, nil
 	case c.state == stateDialing:
+		c.lent = false
 		c.abort(ctx.Err(), c.todo&doRequest == 0)
 		d.run()
 		return nil, ctx.Err()
 	}
+	c.lent = false
+	c.release()
 	return nil, c.err
 }
 

@@ -84,8 +84,14 @@ func (l *listener) close() {
 	l.closed = true
 	delete(l.dev.listeners, l.port)
 	for _, c := range slices.Clone(l.queue) {
+		if c.state == stateGone { // it said all it had to say, to nobody
+			c.lent = false
+			c.release()
+			continue
+		}
 		c.abort(net.ErrClosed, true)
 	}
+	l.queue = nil
 	l.arrived.Broadcast()
 }
 

@@ -233,7 +233,7 @@ func (d *Device) packet(chain *vhostuser.Chain) {
 // accept takes a connection if somebody listens for it.
 func (d *Device) accept(h header) bool {
 	l := d.listeners[h.dstPort]
-	if l == nil || len(l.queue) >= backlog || d.fromGuest >= maxGuestConns {
+	if l == nil || len(l.queue) >= backlog || d.guestConns >= maxGuestConns {
 		return false
 	}
 	c := d.newConn(connKey{h.dstPort, h.srcPort}, true)

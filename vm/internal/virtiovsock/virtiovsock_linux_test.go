@@ -167,7 +167,7 @@ func checkEmpty(t testing.TB, d *Device) {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		d.mu.Lock()
-		conns, guest, promised, replies := len(d.conns), d.fromGuest, d.promised, len(d.replies)
+		conns, guest, promised, replies := len(d.conns)+d.hostConns, d.guestConns, d.promised, len(d.replies)
 		d.mu.Unlock()
 		if conns == 0 && guest == 0 && promised == 0 && replies == 0 {
 			return
@@ -261,6 +261,41 @@ func TestBacklog(t *testing.T) {
 	accept(t, l).Close()
 	if _, err := g.dial(9); err != nil {
 		t.Errorf("after an Accept: %v", err)
+	}
+	l.Close()
+	checkEmpty(t, g.dev)
+}
+
+// TestComeAndGo: a guest that leaves its data behind again and again runs out of
+// connections before the host runs out of memory.
+func TestComeAndGo(t *testing.T) {
+	g := startGuest(t, guestConfig{})
+	l := listen(t, g.dev, 9)
+	var held []net.Conn
+	for {
+		c, err := g.dial(9)
+		if err != nil {
+			break
+		}
+		c.Write(make([]byte, 1000))
+		c.Close()
+		held = append(held, accept(t, l))
+		if len(held) > maxGuestConns {
+			t.Fatal("connections without end")
+		}
+	}
+	for _, c := range held {
+		if b, err := io.ReadAll(c); len(b) != 1000 || err != nil {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+		c.Close()
+	}
+	for range 3 { // to be left in the backlog
+		c, err := g.dial(9)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
 	}
 	l.Close()
 	checkEmpty(t, g.dev)
@@ -558,6 +593,15 @@ func TestServeEnds(t *testing.T) {
 		if err := g.dev.Close(); err != nil {
 			t.Errorf("second Close: %v", err)
 		}
+	})
+	t.Run("twice", func(t *testing.T) {
+		g := startGuest(t, guestConfig{})
+		_, back := vhosttest.Pair(t)
+		if err := g.dev.Serve(context.Background(), back); err == nil {
+			t.Error("two front-ends")
+		}
+		g.handle(7, func(c *guestConn) { c.Close() })
+		dial(t, g.dev, 7).Close()
 	})
 	t.Run("context", func(t *testing.T) {
 		d := New(Options{GuestCID: testCID})
