@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -16,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
@@ -129,13 +132,14 @@ func (s *Store) moveLease(ctx context.Context, kept leases.Lease) error {
 	if err != nil {
 		return err
 	}
+	resources = slices.DeleteFunc(resources, func(r leases.Resource) bool { return r.Type != "content" && r.Type != "ingests" })
+	if len(resources) == 0 {
+		return nil
+	}
 	if _, err := s.leases.Create(ctx, leases.WithID(kept.ID), leases.WithExpiration(resumeTime)); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	for _, r := range resources {
-		if r.Type != "content" && r.Type != "ingests" {
-			continue
-		}
 		if err := s.leases.AddResource(ctx, kept, r); err != nil {
 			return err
 		}
@@ -143,10 +147,26 @@ func (s *Store) moveLease(ctx context.Context, kept leases.Lease) error {
 	return nil
 }
 
-// mayPass tells errors after which the same pull may succeed.
+// mayPass tells errors after which the same pull may succeed: it was cancelled, or
+// the registry could not be reached.
 func mayPass(err error) bool {
-	return !errdefs.IsInvalidArgument(err) && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) &&
-		!errdefs.IsPermissionDenied(err) && !errdefs.IsUnauthorized(err) && !errors.Is(err, docker.ErrInvalidAuthorization)
+	var op *net.OpError
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		errdefs.IsUnavailable(err) || errors.As(err, &op)
+}
+
+// dropBroken gives up what broken pulls left for their repetition.
+func (s *Store) dropBroken(ctx context.Context) error {
+	all, err := s.leases.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if strings.HasPrefix(l.ID, pullPrefix) {
+			s.release(ctx, l)
+		}
+	}
+	return nil
 }
 
 // fetchImage resolves a reference, fetches its content and unpacks it.
@@ -174,7 +194,7 @@ func (s *Store) fetchImage(ctx context.Context, named reference.Named, opts Pull
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	handler := images.Handlers(images.HandlerFunc(f.handle), ignoreMissing(source), announce(children, report))
+	handler := images.Handlers(images.HandlerFunc(f.handle), s.checkConfig(), ignoreMissing(source), announce(children, report))
 	err = s.unpack(ctx, handler, match, report, target)
 	if err != nil {
 		return ocispec.Descriptor{}, s.explainPlatform(err, named, opts.Platform)
@@ -208,28 +228,37 @@ func (s *Store) checkImage(ctx context.Context, target ocispec.Descriptor, platf
 	if err != nil {
 		return err
 	}
-	if img.Manifest.Digest != "" {
-		return checkSpec(img)
+	if img.Manifest.Digest == "" {
+		return s.explainPlatform(errNoManifest, named, platform)
 	}
-	return s.explainPlatform(errNoManifest, named, platform)
+	return nil
 }
 
 var errNoManifest = errors.New("no manifest for the platform")
 
-// checkSpec refuses configs that no layer list can be right for.
-func checkSpec(img Image) error {
-	if t := img.Spec.RootFS.Type; t != "" && t != "layers" {
-		return fmt.Errorf("image config %s: rootfs of type %q: want layers: %w", img.Config.Digest, t, errdefs.ErrInvalidArgument)
-	}
-	if n := len(img.Spec.RootFS.DiffIDs); n != len(img.Layers) {
-		return fmt.Errorf("image config %s names %d layers, its manifest %d: %w", img.Config.Digest, n, len(img.Layers), errdefs.ErrInvalidArgument)
-	}
-	for _, id := range img.Spec.RootFS.DiffIDs {
-		if err := id.Validate(); err != nil {
-			return fmt.Errorf("image config %s: layer %q: %w: %w", img.Config.Digest, id, err, errdefs.ErrInvalidArgument)
+// checkConfig refuses configs that cannot be right, before anything is unpacked.
+func (s *Store) checkConfig() images.HandlerFunc {
+	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if !images.IsConfigType(desc.MediaType) {
+			return nil, nil
 		}
+		bad := func(format string, args ...any) error {
+			return fmt.Errorf("image config %s: %s: %w", desc.Digest, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+		}
+		var spec dockerspec.DockerOCIImage
+		if err := s.readJSON(ctx, desc, maxConfig, &spec); err != nil {
+			return nil, err
+		}
+		if t := spec.RootFS.Type; t != "" && t != "layers" {
+			return nil, bad("rootfs of type %q: want layers", t)
+		}
+		for _, id := range spec.RootFS.DiffIDs {
+			if err := id.Validate(); err != nil {
+				return nil, bad("layer %q: %s", id, err)
+			}
+		}
+		return nil, nil
 	}
-	return nil
 }
 
 // onePlatform lets only the best matching manifest of an index through.
@@ -340,7 +369,7 @@ func checkDescriptor(parent, c ocispec.Descriptor) error {
 		return bad("%s of %d bytes is too large", c.MediaType, c.Size)
 	case images.IsIndexType(parent.MediaType) && !isManifest:
 		return bad("an index cannot hold %q", c.MediaType)
-	case images.IsManifestType(parent.MediaType) && !isConfig && !images.IsLayerType(c.MediaType):
+	case images.IsManifestType(parent.MediaType) && !isConfig && !images.IsLayerType(c.MediaType) && !images.IsAttestationType(c.MediaType):
 		return bad("not an image: unsupported media type %q", c.MediaType)
 	}
 	return nil
@@ -368,24 +397,30 @@ func (f *fetch) handle(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.
 		return nil, err
 	}
 	var at int64
+	fresh := false
 	for starts := 0; ; {
-		reached, err := f.once(ctx, desc, layer)
+		began, reached, err := f.once(ctx, desc, layer)
 		if err == nil {
 			if layer {
 				f.report.layer(desc.Digest, "Download complete", desc.Size, desc.Size)
 			}
 			return nil, nil
 		}
-		if reached > at {
-			at, starts = reached, 0
-		} else {
-			starts++
-		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !errdefs.IsUnavailable(err) || starts >= maxStarts {
+		switch {
+		case errdefs.IsFailedPrecondition(err) && began > 0 && !fresh:
+			// What an earlier attempt fetched may have been wrong. It is gone now.
+			at, starts, fresh = 0, 0, true
+		case !errdefs.IsUnavailable(err):
 			return nil, err
+		case reached > at:
+			at, starts = reached, 0
+		default:
+			if starts++; starts >= maxStarts {
+				return nil, err
+			}
 		}
 		if layer {
 			f.report.layer(desc.Digest, "Retrying", at, desc.Size)
@@ -402,55 +437,57 @@ func (f *fetch) adopt(ctx context.Context, desc ocispec.Descriptor) error {
 	return f.store.leases.AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: desc.Digest.String(), Type: "content"})
 }
 
-// once fetches a blob from where the last attempt ended; it returns how far it got.
-func (f *fetch) once(ctx context.Context, desc ocispec.Descriptor, layer bool) (reached int64, err error) {
+// once fetches a blob from where the last attempt ended; it returns where it began
+// and how far it got. An error of the kind ErrFailedPrecondition means that what
+// came is not the blob; nothing of it is left.
+func (f *fetch) once(ctx context.Context, desc ocispec.Descriptor, layer bool) (began, reached int64, err error) {
 	ref := remotes.MakeRefKey(ctx, desc)
 	w, err := content.OpenWriter(ctx, f.store.content, content.WithRef(ref), content.WithDescriptor(desc))
 	if errdefs.IsAlreadyExists(err) {
-		return 0, nil
+		return 0, 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer w.Close()
 	status, err := w.Status()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	reached = status.Offset
-	if reached > desc.Size {
-		return 0, f.spoiled(ctx, w, ref, fmt.Errorf("more than %d bytes", desc.Size))
-	}
-	if reached < desc.Size || desc.Size == 0 {
-		n, err := f.copy(ctx, w, desc, reached, layer)
-		reached += n
-		if err != nil {
-			return reached, err
+	began = status.Offset
+	n, err := f.copy(ctx, w, desc, began, layer)
+	reached = began + n
+	if err == nil {
+		if layer {
+			f.report.layer(desc.Digest, "Verifying Checksum", 0, 0)
 		}
+		err = w.Commit(ctx, desc.Size, desc.Digest)
 	}
-	if layer {
-		f.report.layer(desc.Digest, "Verifying Checksum", 0, 0)
-	}
-	err = w.Commit(ctx, desc.Size, desc.Digest)
 	switch {
-	case err == nil || errdefs.IsAlreadyExists(err):
-		return reached, nil
+	case errdefs.IsAlreadyExists(err):
+		return began, reached, nil
 	case errdefs.IsFailedPrecondition(err):
-		return reached, f.spoiled(ctx, w, ref, err)
+		return began, reached, f.spoiled(ctx, w, ref, desc, err)
 	}
-	return reached, err
+	return began, reached, err
 }
 
 // spoiled drops what was fetched of a blob that is not what its digest says.
-func (f *fetch) spoiled(ctx context.Context, w content.Writer, ref string, err error) error {
+func (f *fetch) spoiled(ctx context.Context, w content.Writer, ref string, desc ocispec.Descriptor, err error) error {
 	w.Close()
 	if abortErr := f.store.content.Abort(context.WithoutCancel(ctx), ref); abortErr != nil && !errdefs.IsNotFound(abortErr) {
 		err = errors.Join(err, abortErr)
 	}
-	return fmt.Errorf("filesystem layer verification failed: %w: %w", err, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("filesystem layer verification failed for digest %s: %w", desc.Digest, err)
 }
 
 func (f *fetch) copy(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64, layer bool) (int64, error) {
+	if offset > desc.Size {
+		return 0, fmt.Errorf("more than %d bytes came: %w", desc.Size, errdefs.ErrFailedPrecondition)
+	}
+	if offset == desc.Size && offset > 0 {
+		return 0, nil
+	}
 	rc, err := f.fetcher.Fetch(ctx, desc)
 	if err != nil {
 		return 0, f.explain(desc, err)
@@ -479,10 +516,9 @@ func (s *Store) unpack(ctx context.Context, handler images.Handler, match platfo
 	}
 	err = images.Dispatch(ctx, unpacker.Unpack(handler), semaphore.NewWeighted(maxDownloads), target)
 	if err != nil {
-		// The unpacker ends by itself: its blobs do not come any more.
-		return firstError(err, unpacker.stop())
+		return layerProblem(firstError(err, unpacker.stop()))
 	}
-	return unpacker.wait()
+	return layerProblem(unpacker.wait())
 }
 
 func firstError(errs ...error) error {

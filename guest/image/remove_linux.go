@@ -114,8 +114,8 @@ func (s *Store) dropNames(ctx context.Context, r record, drop []images.Image) ([
 	return deleted, nil
 }
 
-// Prune removes the images without names, or all, that no container uses, and
-// waits until their space is free.
+// Prune removes the images without names, or all, that no container uses, and what
+// broken pulls left. It waits until the space is free.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	ctx = s.ctx(ctx)
 	before, err := s.DiskUsage(ctx)
@@ -144,6 +144,9 @@ func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 			return pruned, err
 		}
 		pruned.Deleted = append(pruned.Deleted, deleted...)
+	}
+	if err := s.dropBroken(ctx); err != nil {
+		return pruned, err
 	}
 	if err := s.collect(ctx); err != nil {
 		return pruned, err

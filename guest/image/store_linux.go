@@ -110,9 +110,9 @@ func (s *Store) openStores() error {
 			return err
 		}
 	}
-	// containerd's libraries talk to one logger for the whole process about what
-	// is no matter for our users, such as fs-verity.
-	_ = log.SetLevel("error")
+	// containerd's libraries tell one logger for the whole process what they also
+	// return, and what is no matter here, such as the lack of fs-verity.
+	_ = log.SetLevel("fatal")
 	blobs, err := local.NewStore(s.path("content"))
 	if err != nil {
 		return err

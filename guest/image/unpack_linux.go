@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -12,8 +13,10 @@ import (
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 )
 
 // unpacker is containerd's, with progress and with an end that can be waited for.
@@ -71,12 +74,47 @@ func (a reportingApplier) Apply(ctx context.Context, desc ocispec.Descriptor, mo
 	opts = append(opts, diff.WithProgress(func(_ ocispec.Descriptor, at int64) {
 		a.report.layer(desc.Digest, "Extracting", at, desc.Size)
 	}))
-	out, err := a.Applier.Apply(ctx, desc, mounts, opts...)
+	out, err := a.Applier.Apply(ctx, desc, direct(mounts), opts...)
 	if err != nil {
-		return out, fmt.Errorf("failed to register layer %s: %w", desc.Digest, err)
+		return out, &layerError{desc.Digest, err}
 	}
 	a.report.layer(desc.Digest, "Pull complete", 0, 0)
 	return out, nil
+}
+
+// direct lets the applier write into the layer's own directory. Without, it mounts
+// the lowest layer somewhere, and a crash leaves it mounted.
+func direct(mounts []mount.Mount) []mount.Mount {
+	if len(mounts) != 1 || mounts[0].Type != "bind" {
+		return mounts
+	}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"upperdir=" + mounts[0].Source}}}
+}
+
+// layerError is a layer that cannot be unpacked.
+type layerError struct {
+	layer digest.Digest
+	err   error
+}
+
+func (e *layerError) Error() string {
+	return fmt.Sprintf("failed to register layer %s: %s", e.layer, e.err)
+}
+
+func (e *layerError) Unwrap() []error {
+	if errors.Is(e.err, unix.ENOSPC) || errors.Is(e.err, context.Canceled) {
+		return []error{e.err}
+	}
+	return []error{e.err, errdefs.ErrInvalidArgument}
+}
+
+// layerProblem cuts what the unpacker says down to the layer that is the reason.
+func layerProblem(err error) error {
+	var layer *layerError
+	if errors.As(err, &layer) {
+		return layer
+	}
+	return err
 }
 
 const copyBuffer = 128 << 10 // bytes

@@ -46,6 +46,9 @@ func explainStatus(status remoteerrors.ErrUnexpectedStatus, ref reference.Named)
 	case http.StatusNotFound:
 		return say(errdefs.ErrNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(ref))
 	}
+	if status.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		return say(errdefs.ErrFailedPrecondition, "registry %s has less of a blob than the manifest says", reference.Domain(ref))
+	}
 	if message == "" {
 		message = status.Status
 	}
