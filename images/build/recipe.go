@@ -46,14 +46,14 @@ var coreModules = []group{
 
 // moreModules and moreDirs are loaded when something asks for them.
 var moreModules = []string{
-	"tun", "dummy", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve", "wireguard", "ifb", "bonding", "nlmon",
-	"9p", "9pnet_virtio", "9pnet_fd", "xfs", "btrfs", "squashfs", "isofs", "vfat", "nls_utf8", "nls_ascii", "nls_cp437", "nfsv4", "nfsv3", "cifs",
-	"loop", "dm_mod", "dm_thin_pool", "dm_crypt", "dm_snapshot", "zram", "binfmt_misc", "quota_v2",
+	"tun", "dummy", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve", "wireguard", "ifb",
+	"9p", "9pnet_virtio", "9pnet_fd", "squashfs", "isofs", "vfat", "nls_utf8", "nls_ascii", "nls_cp437", "nfsv4", "nfsv3", "cifs",
+	"loop", "dm_mod", "dm_crypt", "zram", "binfmt_misc",
 	"vsock_loopback", "vsock_diag", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "packet_diag", "af_packet_diag",
 	"sch_netem", "sch_tbf", "sch_htb", "sch_fq", "sch_fq_codel", "sch_ingress", "sch_prio", "sch_cake", "cls_u32", "cls_fw", "cls_basic", "cls_bpf", "cls_flower", "cls_matchall", "act_police", "act_mirred", "act_bpf",
-	"tls", "tcp_bbr", "sctp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "ip6_vti",
+	"tls", "tcp_bbr", "sctp", "nf_conntrack_ftp", "nf_conntrack_tftp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "ip6_vti",
 	"xfrm_user", "xfrm_interface", "esp4", "esp6", "ah4", "ah6", "af_key",
-	"configs", "hv_vmbus", "hv_sock", "hv_utils", "hv_storvsc", "hv_netvsc", "hv_balloon", "pci_hyperv", "sd_mod",
+	"hv_vmbus", "hv_sock", "hv_utils", "hv_storvsc", "hv_netvsc", "hv_balloon", "pci_hyperv", "sd_mod",
 }
 
 var moreDirs = []string{

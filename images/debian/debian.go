@@ -150,6 +150,7 @@ func (f *Fetcher) choose(ctx context.Context, name string, pins []Package) (Pack
 		return Package{}, err
 	}
 	switch {
+	case pins == nil: // whoever wants the newest need not be told
 	case !pinned:
 		f.Note("%s is not pinned for %s; taking %s", newest.Name, f.Arch, newest.Version)
 	case newest.Name != pin.Name:
