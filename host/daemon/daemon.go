@@ -55,6 +55,10 @@ type Options struct {
 	// secret is what a stream must begin with now; nil matches nothing.
 	Loopback func(ctx context.Context, l net.Listener, secret func() []byte) error
 
+	// Publish serves the guest's wishes to listen on the host for containers,
+	// likewise; dial opens a portal stream into the guest.
+	Publish func(ctx context.Context, l net.Listener, secret func() []byte, dial func(context.Context) (net.Conn, error)) error
+
 	// Listening, if set, is called once the control API answers.
 	Listening func()
 	// KeepLock leaves the machine's lock to the end of the process, so that

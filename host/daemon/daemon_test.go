@@ -87,7 +87,7 @@ func newBench(t *testing.T, guest fakeguest.Options) *bench {
 					Initrd: filepath.Join(files, "initrd"), Root: filepath.Join(files, "root")}, nil
 			},
 			Network: func(context.Context) (Network, error) { return fakeguest.Network{}, nil },
-			Listen:  fakeguest.Listen, Forward: fakeguest.Forward, Loopback: fakeguest.Loopback,
+			Listen:  fakeguest.Listen, Forward: fakeguest.Forward, Loopback: fakeguest.Loopback, Publish: fakeguest.Publish,
 			StartTimeout: patience,
 		},
 		client: api.NewClient(m.APIAddress()),

@@ -193,6 +193,10 @@ func (d *daemon) serveGuest(m vm.Machine) (cleanup []func(), err error) {
 		return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
 	}
 	serve(l, func(l net.Listener) { d.o.Loopback(ctx, l, d.hello.secret) })
+	if l, err = m.Listen(wire.PortPublishHost); err != nil {
+		return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
+	}
+	serve(l, func(l net.Listener) { d.o.Publish(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal)) })
 	for address, port := range map[string]uint32{
 		d.o.Machine.DockerAddress():  wire.PortDocker,
 		d.o.Machine.SSHAddress():     wire.PortSSH,

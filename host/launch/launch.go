@@ -59,6 +59,9 @@ func Start(ctx context.Context, o Options) (api.Status, error) {
 		o.Report = func(api.Phase) {}
 	}
 	client := api.NewClient(o.Machine.APIAddress())
+	if s, err := client.Status(ctx); err == nil && s.State == api.Running {
+		return s, nil // and there is nothing to report
+	}
 	for {
 		s, err := client.Follow(ctx, o.Report)
 		switch {
