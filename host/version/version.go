@@ -3,15 +3,15 @@ package version
 
 import "runtime/debug"
 
-// version is set by the linker:
-// -ldflags "-X github.com/berthvm/berth/host/version.version=1.2.3".
-var version string
+// Version is set by the linker, and empty in programs that the Makefile has not
+// built: ask String.
+var Version string
 
-// String is Berth's version without a leading "v". A program that was not built
-// by the Makefile says "dev", with the commit where Go knows it.
+// String is Berth's version without a leading "v". A program that the Makefile has
+// not built says "dev", with the commit where Go knows it.
 func String() string {
-	if version != "" {
-		return version
+	if Version != "" {
+		return Version
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
