@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Load reads the images of an archive, OCI's or docker's, plain or compressed by
@@ -43,7 +44,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress ProgressFunc) ([
 		return nil, err
 	}
 	if len(top.Manifests) == 0 {
-		return nil, fmt.Errorf("the archive holds no image: %w", errdefs.ErrInvalidArgument)
+		return nil, fail(errdefs.ErrInvalidArgument, "the archive holds no image")
 	}
 	return s.loadAll(ctx, index, top.Manifests, newReporter(progress))
 }
@@ -97,9 +98,9 @@ func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, repor
 		case errdefs.IsNotFound(err) && d.Digest != desc.Digest && images.IsManifestType(d.MediaType):
 			return nil, images.ErrSkipDesc
 		case err != nil:
-			return nil, fmt.Errorf("the archive lacks %s: %w", d.Digest, errdefs.ErrInvalidArgument)
+			return nil, fail(errdefs.ErrInvalidArgument, "the archive lacks %s", d.Digest)
 		case info.Size != d.Size:
-			return nil, fmt.Errorf("%s has %d bytes where %d are announced: %w", d.Digest, info.Size, d.Size, errdefs.ErrInvalidArgument)
+			return nil, fail(errdefs.ErrInvalidArgument, "%s has %d bytes where %d are announced", d.Digest, info.Size, d.Size)
 		}
 		return nil, nil
 	})
@@ -116,9 +117,12 @@ func badArchive(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("the archive is damaged or no tar: %w: %w", err, errdefs.ErrInvalidArgument)
+		return fail(errdefs.ErrInvalidArgument, "the archive is damaged or no tar: %w", err)
 	}
-	return fmt.Errorf("cannot load the archive: %w", err)
+	if errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("cannot load the archive: %w", err)
+	}
+	return fail(errdefs.ErrInvalidArgument, "cannot load the archive: %w", err)
 }
 
 // cancelReader ends with its context.
@@ -158,7 +162,7 @@ func (p prefixedStore) Abort(ctx context.Context, ref string) error {
 func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, platform *ocispec.Platform) error {
 	ctx = s.ctx(ctx)
 	if len(refs) == 0 {
-		return fmt.Errorf("no image to save was named: %w", errdefs.ErrInvalidArgument)
+		return fail(errdefs.ErrInvalidArgument, "no image to save was named")
 	}
 	opts := []archive.ExportOpt{archive.WithPlatform(s.matcher(platform)), archive.WithSkipMissing(s.content)}
 	if platform == nil {
@@ -200,7 +204,7 @@ func (s *Store) exports(ctx context.Context, ref string, platform *ocispec.Platf
 		return nil, err
 	}
 	if platform != nil && img.Manifest.Digest == "" {
-		return nil, fmt.Errorf("image %s does not hold the platform: %w", ref, errdefs.ErrNotFound)
+		return nil, fail(errdefs.ErrNotFound, "image %s does not hold the platform", ref)
 	}
 	if matched == "" || isDangling(matched) {
 		return []archive.ExportOpt{archive.WithManifest(r.target)}, nil

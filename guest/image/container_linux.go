@@ -52,14 +52,14 @@ type rootfsTable struct {
 func (s *Store) Prepare(ctx context.Context, key, refOrID string, opts PrepareOptions) (Rootfs, error) {
 	ctx = s.ctx(ctx)
 	if !keyPattern.MatchString(key) {
-		return Rootfs{}, fmt.Errorf("root filesystem %q: bad name: %w", key, errdefs.ErrInvalidArgument)
+		return Rootfs{}, fail(errdefs.ErrInvalidArgument, "root filesystem %q: bad name", key)
 	}
 	img, err := s.GetPlatform(ctx, refOrID, opts.Platform)
 	if err != nil {
 		return Rootfs{}, err
 	}
 	if img.Manifest.Digest == "" {
-		return Rootfs{}, fmt.Errorf("image %s holds nothing for this platform: %w", refOrID, errdefs.ErrNotFound)
+		return Rootfs{}, fail(errdefs.ErrNotFound, "image %s holds nothing for this platform", refOrID)
 	}
 	s.rootfs.gate.RLock()
 	defer s.rootfs.gate.RUnlock()
@@ -157,7 +157,7 @@ func (s *Store) layerDirs(ctx context.Context, chain digest.Digest) ([]string, e
 func (s *Store) makeRootfs(r *Rootfs) error {
 	final := s.path("rootfs", r.Key)
 	if _, err := os.Lstat(final); err == nil {
-		return fmt.Errorf("it is there: %w", errdefs.ErrAlreadyExists)
+		return fail(errdefs.ErrAlreadyExists, "it is there")
 	}
 	dir, err := os.MkdirTemp(s.path("rootfs"), newPrefix)
 	if err != nil {
@@ -280,7 +280,7 @@ func (s *Store) Rootfs(ctx context.Context, key string) (Rootfs, error) {
 	r, ok := s.rootfs.byKey[key]
 	s.rootfs.mu.Unlock()
 	if !ok {
-		return Rootfs{}, fmt.Errorf("no root filesystem %q: %w", key, errdefs.ErrNotFound)
+		return Rootfs{}, fail(errdefs.ErrNotFound, "no root filesystem %q", key)
 	}
 	if r.Lower != nil {
 		return r, nil
@@ -316,7 +316,7 @@ func (s *Store) RootfsKeys() []string {
 // Removing what is not there is no error.
 func (s *Store) RemoveRootfs(_ context.Context, key string) error {
 	if !keyPattern.MatchString(key) {
-		return fmt.Errorf("root filesystem %q: bad name: %w", key, errdefs.ErrInvalidArgument)
+		return fail(errdefs.ErrInvalidArgument, "root filesystem %q: bad name", key)
 	}
 	s.rootfs.mu.Lock()
 	delete(s.rootfs.byKey, key)

@@ -45,7 +45,7 @@ func (s *Store) GetPlatform(ctx context.Context, refOrID string, platform *ocisp
 	}
 	img, err := s.image(ctx, r, platform)
 	if err == nil && platform != nil && img.Manifest.Digest == "" {
-		return Image{}, fmt.Errorf("image %s does not hold the platform %s: %w", refOrID, platforms.Format(*platform), errdefs.ErrNotFound)
+		return Image{}, fail(errdefs.ErrNotFound, "image %s does not hold the platform %s", refOrID, platforms.Format(*platform))
 	}
 	return img, err
 }
@@ -143,7 +143,7 @@ type candidate struct {
 // blobs that are there.
 func (s *Store) manifests(ctx context.Context, desc ocispec.Descriptor, blobs map[digest.Digest]int64, img *Image, depth int) ([]candidate, error) {
 	if depth > maxNesting {
-		return nil, fmt.Errorf("index within index, more than %d deep: %w", maxNesting, errdefs.ErrInvalidArgument)
+		return nil, fail(errdefs.ErrInvalidArgument, "index within index, more than %d deep", maxNesting)
 	}
 	if !s.present(ctx, desc, blobs) {
 		return nil, nil
@@ -222,7 +222,7 @@ func (s *Store) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int
 		return err
 	}
 	if info.Size > limit {
-		return fmt.Errorf("%s of %d bytes is too large: %w", desc.MediaType, info.Size, errdefs.ErrInvalidArgument)
+		return fail(errdefs.ErrInvalidArgument, "%s of %d bytes is too large", desc.MediaType, info.Size)
 	}
 	desc.Size, desc.Data = info.Size, nil
 	body, err := content.ReadBlob(ctx, s.content, desc)
@@ -230,7 +230,7 @@ func (s *Store) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int
 		return err
 	}
 	if err := json.Unmarshal(body, v); err != nil {
-		return fmt.Errorf("%s %s is not valid: %s: %w", desc.MediaType, desc.Digest, jsonProblem(err), errdefs.ErrInvalidArgument)
+		return fail(errdefs.ErrInvalidArgument, "%s %s is not valid: %s", desc.MediaType, desc.Digest, jsonProblem(err))
 	}
 	return nil
 }
@@ -239,7 +239,10 @@ func (s *Store) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int
 func jsonProblem(err error) string {
 	var typeErr *json.UnmarshalTypeError
 	if errors.As(err, &typeErr) {
-		return fmt.Sprintf("field %q must not be a %s", typeErr.Field, typeErr.Value)
+		if typeErr.Field == "" {
+			return "unexpected " + typeErr.Value
+		}
+		return fmt.Sprintf("field %q: unexpected %s", typeErr.Field, typeErr.Value)
 	}
 	return err.Error()
 }

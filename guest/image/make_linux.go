@@ -5,7 +5,6 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -86,8 +85,11 @@ func (s *Store) Commit(ctx context.Context, key string, opts CommitOptions) (Ima
 	defer s.collectSoon()
 	defer done()
 	base, err := s.readImage(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: r.Manifest}, anyPlatform{})
-	if err != nil || base.Manifest.Digest == "" {
-		return Image{}, fmt.Errorf("the image of %s is not whole: %w", key, errors.Join(err, errdefs.ErrFailedPrecondition))
+	if err == nil && base.Manifest.Digest == "" {
+		err = fail(errdefs.ErrFailedPrecondition, "a blob is missing")
+	}
+	if err != nil {
+		return Image{}, fmt.Errorf("the image of %s is not whole: %w", key, err)
 	}
 	layer, diffID, err := s.writeLayer(ctx, func(w io.Writer) error { return r.Pack(ctx, w) })
 	if err != nil {
@@ -125,7 +127,7 @@ func newName(ref string) (string, error) {
 		return "", err
 	}
 	if refDigest(named) != "" {
-		return "", fmt.Errorf("a new image cannot be named by digest: %w", errdefs.ErrInvalidArgument)
+		return "", fail(errdefs.ErrInvalidArgument, "a new image cannot be named by digest")
 	}
 	return dbName(named), nil
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"fmt"
 	"regexp"
 	"sort"
 	"strings"
@@ -28,7 +27,7 @@ var (
 func parseRef(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("invalid reference format: %s: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fail(errdefs.ErrInvalidArgument, "invalid reference format: %s", err)
 	}
 	return reference.TagNameOnly(named), nil
 }
@@ -89,7 +88,7 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 		if named, err := parseRef(refOrID); err == nil && !hexPattern.MatchString(refOrID) {
 			shown = reference.FamiliarString(named)
 		}
-		return fmt.Errorf("No such image: %s: %w", shown, errdefs.ErrNotFound) //nolint:staticcheck // docker's words
+		return fail(errdefs.ErrNotFound, "No such image: %s", shown) //nolint:staticcheck // docker's words
 	}
 	records, err := s.records(ctx)
 	if err != nil {
@@ -125,7 +124,7 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 	case 1:
 		return found[0], "", nil
 	}
-	return record{}, "", fmt.Errorf("ambiguous ID %s: more than one image begins with it: %w", refOrID, errdefs.ErrInvalidArgument)
+	return record{}, "", fail(errdefs.ErrInvalidArgument, "ambiguous ID %s: more than one image begins with it", refOrID)
 }
 
 func byDigest(records []record, d digest.Digest, notFound func() error) (record, string, error) {
@@ -242,10 +241,10 @@ func (s *Store) Tag(ctx context.Context, refOrID, newRef string) (Image, error) 
 		return Image{}, err
 	}
 	if refDigest(named) != "" {
-		return Image{}, fmt.Errorf("refusing to create a tag with a digest reference: %w", errdefs.ErrInvalidArgument)
+		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create a tag with a digest reference")
 	}
 	if hexPattern.MatchString(reference.FamiliarName(named)) {
-		return Image{}, fmt.Errorf("refusing to create a name that looks like an ID: %w", errdefs.ErrInvalidArgument)
+		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create a name that looks like an ID")
 	}
 	r, _, err := s.find(ctx, refOrID)
 	if err != nil {

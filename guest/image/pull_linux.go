@@ -37,7 +37,7 @@ func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) ([]Image
 	ctx = s.ctx(ctx)
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("invalid reference format: %s: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fail(errdefs.ErrInvalidArgument, "invalid reference format: %s", err)
 	}
 	report := newReporter(opts.Progress)
 	if !opts.All {
@@ -48,7 +48,7 @@ func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) ([]Image
 		return []Image{img}, nil
 	}
 	if !reference.IsNameOnly(named) {
-		return nil, fmt.Errorf("tag can't be used with --all-tags/-a: %w", errdefs.ErrInvalidArgument)
+		return nil, fail(errdefs.ErrInvalidArgument, "tag can't be used with --all-tags/-a")
 	}
 	tags, err := s.registry.Tags(ctx, named, opts.Auth)
 	if err != nil {
@@ -58,7 +58,7 @@ func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) ([]Image
 	for _, tag := range tags {
 		tagged, err := reference.WithTag(named, tag)
 		if err != nil {
-			return pulled, fmt.Errorf("registry names a tag %q: %w: %w", tag, err, errdefs.ErrInvalidArgument)
+			return pulled, fail(errdefs.ErrInvalidArgument, "registry names a tag %q: %w", tag, err)
 		}
 		img, err := s.pullOne(ctx, tagged, opts, report)
 		if err != nil {
@@ -177,7 +177,7 @@ func (s *Store) fetchImage(ctx context.Context, named reference.Named, opts Pull
 		return ocispec.Descriptor{}, registry.Explain(err, named)
 	}
 	if !images.IsIndexType(target.MediaType) && !images.IsManifestType(target.MediaType) {
-		return ocispec.Descriptor{}, fmt.Errorf("%s is not an image: unsupported media type %q: %w", reference.FamiliarString(named), target.MediaType, errdefs.ErrInvalidArgument)
+		return ocispec.Descriptor{}, fail(errdefs.ErrInvalidArgument, "%s is not an image: unsupported media type %q", reference.FamiliarString(named), target.MediaType)
 	}
 	resolved()
 	fetcher, err := resolver.Fetcher(ctx, resolverRef(named))
@@ -219,7 +219,7 @@ func (s *Store) explainPlatform(err error, named reference.Named, platform *ocis
 	if platform != nil {
 		p = *platform
 	}
-	return fmt.Errorf("no matching manifest for %s in the manifest list entries of %s: %w", platforms.Format(p), reference.FamiliarString(named), errdefs.ErrNotFound)
+	return fail(errdefs.ErrNotFound, "no matching manifest for %s in the manifest list entries of %s", platforms.Format(p), reference.FamiliarString(named))
 }
 
 // checkImage makes sure that what was fetched can be used.
@@ -243,7 +243,7 @@ func (s *Store) checkConfig() images.HandlerFunc {
 			return nil, nil
 		}
 		bad := func(format string, args ...any) error {
-			return fmt.Errorf("image config %s: %s: %w", desc.Digest, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+			return fail(errdefs.ErrInvalidArgument, "image config %s: %s", desc.Digest, fmt.Sprintf(format, args...))
 		}
 		var spec dockerspec.DockerOCIImage
 		if err := s.readJSON(ctx, desc, maxConfig, &spec); err != nil {
@@ -337,10 +337,10 @@ func checkChildren(h images.HandlerFunc) images.HandlerFunc {
 			}
 		}
 		if at > maxNesting {
-			return nil, fmt.Errorf("manifest %s: index within index, more than %d deep: %w", desc.Digest, maxNesting, errdefs.ErrInvalidArgument)
+			return nil, fail(errdefs.ErrInvalidArgument, "manifest %s: index within index, more than %d deep", desc.Digest, maxNesting)
 		}
 		if layers > maxLayers {
-			return nil, fmt.Errorf("manifest %s: %d layers, more than %d: %w", desc.Digest, layers, maxLayers, errdefs.ErrInvalidArgument)
+			return nil, fail(errdefs.ErrInvalidArgument, "manifest %s: %d layers, more than %d", desc.Digest, layers, maxLayers)
 		}
 		return children, nil
 	}
@@ -350,12 +350,12 @@ func badManifest(desc ocispec.Descriptor, err error) error {
 	if errdefs.IsNotFound(err) || errors.Is(err, context.Canceled) || errors.Is(err, images.ErrSkipDesc) {
 		return err
 	}
-	return fmt.Errorf("manifest %s is not valid: %s: %w", desc.Digest, jsonProblem(err), errdefs.ErrInvalidArgument)
+	return fail(errdefs.ErrInvalidArgument, "manifest %s is not valid: %s", desc.Digest, jsonProblem(err))
 }
 
 func checkDescriptor(parent, c ocispec.Descriptor) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("manifest %s: %s: %w", parent.Digest, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+		return fail(errdefs.ErrInvalidArgument, "manifest %s: %s", parent.Digest, fmt.Sprintf(format, args...))
 	}
 	if err := c.Digest.Validate(); err != nil {
 		return bad("digest %q: %s", c.Digest, err)
@@ -483,7 +483,7 @@ func (f *fetch) spoiled(ctx context.Context, w content.Writer, ref string, desc 
 
 func (f *fetch) copy(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64, layer bool) (int64, error) {
 	if offset > desc.Size {
-		return 0, fmt.Errorf("more than %d bytes came: %w", desc.Size, errdefs.ErrFailedPrecondition)
+		return 0, fail(errdefs.ErrFailedPrecondition, "more than %d bytes came", desc.Size)
 	}
 	if offset == desc.Size && offset > 0 {
 		return 0, nil
@@ -503,7 +503,7 @@ func (f *fetch) copy(ctx context.Context, w content.Writer, desc ocispec.Descrip
 
 func (f *fetch) explain(desc ocispec.Descriptor, err error) error {
 	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("registry %s does not have %s, which %s needs: %w", reference.Domain(f.named), desc.Digest, reference.FamiliarString(f.named), errdefs.ErrNotFound)
+		return fail(errdefs.ErrNotFound, "registry %s does not have %s, which %s needs", reference.Domain(f.named), desc.Digest, reference.FamiliarString(f.named))
 	}
 	return registry.Explain(err, f.named)
 }

@@ -28,13 +28,13 @@ func (s *Store) Push(ctx context.Context, ref string, opts PushOptions) ([]Pushe
 	ctx = s.ctx(ctx)
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("invalid reference format: %s: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fail(errdefs.ErrInvalidArgument, "invalid reference format: %s", err)
 	}
 	report := newReporter(opts.Progress)
 	if !opts.All {
 		tagged, ok := reference.TagNameOnly(named).(reference.NamedTagged)
 		if !ok {
-			return nil, fmt.Errorf("cannot push a digest reference: %w", errdefs.ErrInvalidArgument)
+			return nil, fail(errdefs.ErrInvalidArgument, "cannot push a digest reference")
 		}
 		p, err := s.pushOne(ctx, tagged, opts, report)
 		if err != nil {
@@ -66,7 +66,7 @@ func (s *Store) Push(ctx context.Context, ref string, opts PushOptions) ([]Pushe
 }
 
 func noLocal(named reference.Named) error {
-	return fmt.Errorf("An image does not exist locally with the tag: %s: %w", reference.FamiliarName(named), errdefs.ErrNotFound) //nolint:staticcheck // docker's words
+	return fail(errdefs.ErrNotFound, "An image does not exist locally with the tag: %s", reference.FamiliarName(named)) //nolint:staticcheck // docker's words
 }
 
 func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts PushOptions, report *reporter) (Pushed, error) {
@@ -178,8 +178,7 @@ func (p *push) missing(d ocispec.Descriptor, err error) error {
 	if !errdefs.IsNotFound(err) {
 		return err
 	}
-	return fmt.Errorf("cannot push %s: it holds a platform that was not pulled (%s is missing): name one with --platform, or pull all: %w",
-		reference.FamiliarString(p.named), d.Digest, errdefs.ErrFailedPrecondition)
+	return fail(errdefs.ErrFailedPrecondition, "cannot push %s: it holds a platform that was not pulled (%s is missing): name one with --platform, or pull all", reference.FamiliarString(p.named), d.Digest)
 }
 
 // blob sends one blob or manifest and reports it when it is a layer.

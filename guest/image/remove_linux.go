@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -59,8 +58,7 @@ func (s *Store) namesToDrop(r record, matched string, force bool) ([]images.Imag
 		}
 	}
 	if len(repositories) > 1 && !force {
-		return nil, fmt.Errorf("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories: %w",
-			shortID(r.target.Digest), errdefs.ErrConflict)
+		return nil, fail(errdefs.ErrConflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", shortID(r.target.Digest))
 	}
 	return r.names, nil
 }
@@ -70,22 +68,18 @@ func inUse(shown string, id digest.Digest, byName bool, users []User, force bool
 	for _, u := range users {
 		if u.Running {
 			if byName && !force {
-				return fmt.Errorf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s: %w",
-					shown, shortContainer(u.ContainerID), shortID(id), errdefs.ErrConflict)
+				return fail(errdefs.ErrConflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", shown, shortContainer(u.ContainerID), shortID(id))
 			}
-			return fmt.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s: %w",
-				shortID(id), shortContainer(u.ContainerID), errdefs.ErrConflict)
+			return fail(errdefs.ErrConflict, "conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", shortID(id), shortContainer(u.ContainerID))
 		}
 	}
 	if len(users) == 0 || force {
 		return nil
 	}
 	if byName {
-		return fmt.Errorf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s: %w",
-			shown, shortContainer(users[0].ContainerID), shortID(id), errdefs.ErrConflict)
+		return fail(errdefs.ErrConflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", shown, shortContainer(users[0].ContainerID), shortID(id))
 	}
-	return fmt.Errorf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s: %w",
-		shortID(id), shortContainer(users[0].ContainerID), errdefs.ErrConflict)
+	return fail(errdefs.ErrConflict, "conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", shortID(id), shortContainer(users[0].ContainerID))
 }
 
 func shortContainer(id string) string {

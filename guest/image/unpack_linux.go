@@ -125,7 +125,7 @@ func copyAt(ctx context.Context, w content.Writer, r io.Reader, offset, size int
 	if offset > 0 {
 		seeker, ok := r.(io.Seeker)
 		if !ok {
-			return 0, fmt.Errorf("cannot resume at %d: %w", offset, errdefs.ErrUnavailable)
+			return 0, fail(errdefs.ErrUnavailable, "cannot resume at %d", offset)
 		}
 		if _, err := seeker.Seek(offset, io.SeekStart); err != nil {
 			return 0, err
@@ -136,7 +136,7 @@ func copyAt(ctx context.Context, w content.Writer, r io.Reader, offset, size int
 	for {
 		n, err := r.Read(buf)
 		if offset+written+int64(n) > size {
-			return written, fmt.Errorf("more than %d bytes came: %w", size, errdefs.ErrFailedPrecondition)
+			return written, fail(errdefs.ErrFailedPrecondition, "more than %d bytes came", size)
 		}
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
@@ -147,7 +147,7 @@ func copyAt(ctx context.Context, w content.Writer, r io.Reader, offset, size int
 		}
 		switch {
 		case err == io.EOF && offset+written < size:
-			return written, fmt.Errorf("only %d of %d bytes came: %w", offset+written, size, errdefs.ErrUnavailable)
+			return written, fail(errdefs.ErrUnavailable, "only %d of %d bytes came", offset+written, size)
 		case err == io.EOF:
 			return written, nil
 		case err != nil && ctx.Err() != nil:

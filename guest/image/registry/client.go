@@ -188,7 +188,7 @@ func (c *Client) registryHosts(ctx context.Context, host string, auth Auth) ([]d
 func (c *Client) plainHTTP(ctx context.Context, host string) (bool, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/v2/", nil)
 	if err != nil {
-		return false, fmt.Errorf("registry %q: %w", host, errdefs.ErrInvalidArgument)
+		return false, say(errdefs.ErrInvalidArgument, "registry %q: %w", host, err)
 	}
 	resp, err := c.insecure.Transport.(*transport).base.RoundTrip(req)
 	if err == nil {
@@ -200,7 +200,7 @@ func (c *Client) plainHTTP(ctx context.Context, host string) (bool, error) {
 	}
 	var op *net.OpError
 	if ctx.Err() == nil && errors.As(err, &op) && op.Op == "dial" {
-		return false, fmt.Errorf("cannot reach registry %s: %w: %w", host, err, errdefs.ErrUnavailable)
+		return false, say(errdefs.ErrUnavailable, "cannot reach registry %s: %w", host, err)
 	}
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)

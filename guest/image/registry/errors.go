@@ -18,6 +18,9 @@ func Explain(err error, ref reference.Named) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	if errors.Is(err, ErrStalled) {
+		return say(errdefs.ErrUnavailable, "%w: nothing came from %s for too long", ErrStalled, reference.Domain(ref))
+	}
 	var known *explained
 	if errors.As(err, &known) {
 		return err
@@ -72,11 +75,14 @@ func denied(ref reference.Named, reason error) error {
 type explained struct {
 	text string
 	kind error
+	err  error // what fmt.Errorf wrapped, or nil
 }
 
-func (e *explained) Error() string { return e.text }
-func (e *explained) Unwrap() error { return e.kind }
+func (e *explained) Error() string   { return e.text }
+func (e *explained) Unwrap() []error { return []error{e.kind, e.err} }
 
+// say returns an error of a kind; the format is fmt.Errorf's.
 func say(kind error, format string, args ...any) error {
-	return &explained{text: fmt.Sprintf(format, args...), kind: kind}
+	err := fmt.Errorf(format, args...)
+	return &explained{text: err.Error(), kind: kind, err: err}
 }

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -40,7 +39,7 @@ func (c *Client) Tags(ctx context.Context, named reference.Named, auth Auth) ([]
 			return tags, nil
 		}
 		if len(tags) > maxTags || len(page) == 0 {
-			return nil, fmt.Errorf("registry %s lists more than %d tags: %w", host.Host, maxTags, errdefs.ErrResourceExhausted)
+			return nil, say(errdefs.ErrResourceExhausted, "registry %s lists more than %d tags", host.Host, maxTags)
 		}
 		// Only the query is taken over: the registry must not send us elsewhere.
 		if to, err := url.Parse(link); err == nil {
@@ -77,7 +76,7 @@ func (c *Client) tagsPage(ctx context.Context, host docker.RegistryHost, at, rep
 			Tags []string `json:"tags"`
 		}
 		if err := json.NewDecoder(io.LimitReader(resp.Body, maxTagsPage)).Decode(&page); err != nil {
-			return nil, "", fmt.Errorf("registry's list of tags is not valid: %w: %w", err, errdefs.ErrInvalidArgument)
+			return nil, "", say(errdefs.ErrInvalidArgument, "registry's list of tags is not valid: %w", err)
 		}
 		return page.Tags, nextLink(resp.Header.Get("Link")), nil
 	}

@@ -23,7 +23,7 @@ const (
 )
 
 // ErrStalled is the cause of a request that ended because nothing moved.
-var ErrStalled = fmt.Errorf("registry stopped answering: %w", errdefs.ErrUnavailable)
+var ErrStalled = say(errdefs.ErrUnavailable, "registry stopped answering")
 
 // StatusError is an answer that repeating did not cure.
 type StatusError struct {
