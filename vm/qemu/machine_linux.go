@@ -42,14 +42,16 @@ type machine struct {
 	log    *slog.Logger
 	life   *life.Life
 	device *virtiovsock.Device
-	locks  []*os.File // the disks, locked
+	locks  []*os.File    // the disks, locked
+	booted chan struct{} // closed when Start has set mon, or given up
 
 	mu       sync.Mutex
-	proc     *process // nil before Start has launched it
-	mon      *monitor // nil before QEMU has answered
-	verdict  error    // why it has to end, where QEMU's exit does not tell
-	shutdown string   // the reason QEMU gave for shutting down
-	panicked bool     // the guest's kernel said so
+	proc     *process  // nil before Start has launched it
+	mon      *monitor  // nil before QEMU has answered
+	verdict  error     // why it has to end, where QEMU's exit does not tell
+	shutdown string    // the reason QEMU gave for shutting down
+	panicked bool      // the guest's kernel said so
+	reset    time.Time // of the last one, by QEMU's clock
 
 	closing sync.Once
 }
@@ -82,6 +84,7 @@ func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, err
 	}
 	return &machine{
 		cfg: cfg, host: h, arch: d.opts.Arch, dir: dir, log: log, life: life.New(), locks: locks,
+		booted: make(chan struct{}),
 		device: virtiovsock.New(virtiovsock.Options{GuestCID: guestCID, Log: log}),
 	}, nil
 }
@@ -128,7 +131,9 @@ func (m *machine) Start(ctx context.Context) error {
 		m.life.End(err)
 		return fmt.Errorf("cannot start machine %q: %w", m.cfg.Name, err)
 	}
-	if err = m.boot(ctx); err == nil {
+	err = m.boot(ctx)
+	close(m.booted)
+	if err == nil {
 		err = m.life.Running()
 	}
 	if err == nil {
@@ -244,6 +249,7 @@ func (c console) Write(p []byte) (int, error) {
 // supervise waits for QEMU's end, and ends the machine with it.
 func (m *machine) supervise(proc *process, join func()) {
 	status, stderr := proc.wait()
+	<-m.booted // soon: nobody answers Start any more
 	m.mu.Lock()
 	mon := m.mon
 	m.mu.Unlock()
@@ -285,10 +291,12 @@ func (m *machine) event(e qmp.Event) {
 	m.log.Debug("QEMU event", "event", e.Event, "data", e.Data)
 	switch e.Event {
 	case "RESET":
-		m.log.Info("machine restarted")
 		m.device.Reset()
-		if m.cfg.Reset != nil {
-			m.cfg.Reset()
+		if m.restarted(time.Unix(e.Timestamp.Seconds, e.Timestamp.Microseconds*1000)) {
+			m.log.Info("machine restarted")
+			if m.cfg.Reset != nil {
+				m.cfg.Reset()
+			}
 		}
 	case "SHUTDOWN":
 		reason, _ := e.Data["reason"].(string)
@@ -301,6 +309,21 @@ func (m *machine) event(e qmp.Event) {
 		m.panicked = true
 		m.mu.Unlock()
 	}
+}
+
+// sameReset is how close resets are that belong to one restart of the guest.
+const sameReset = 300 * time.Millisecond
+
+// restarted notes a reset and tells whether it is a restart's first: a kernel
+// tries its ways to reset one after the other, and SeaBIOS resets once more to
+// get rid of what it had changed. All that is over long before the next kernel
+// has a vsock.
+func (m *machine) restarted(when time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first := when.Sub(m.reset) > sameReset
+	m.reset = when
+	return first
 }
 
 // fail kills QEMU, for a reason that Wait will return unless there is an

@@ -233,6 +233,7 @@ func testRestart(t *testing.T, b *bench) {
 		broken(t, ready)
 		broken(t, echo)
 		ready = x.called(t)
+		x.drainResets() // a restart may be reported twice, but not once the guest runs again
 		if answer := x.order(t, "dial 2000"); answer != "ok" {
 			t.Fatalf("restart %d: the guest cannot dial a listener from before: %s", i+1, answer)
 		}
@@ -240,7 +241,7 @@ func testRestart(t *testing.T, b *bench) {
 	}
 	select {
 	case <-x.resets:
-		t.Error("Config.Reset was called more often than the guest restarted")
+		t.Error("Config.Reset was called although the guest has not restarted")
 	default:
 	}
 	if answer := x.order(t, "deaf"); answer != "ok" {

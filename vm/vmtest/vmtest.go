@@ -285,6 +285,17 @@ func (x *box) order(t *testing.T, order string) string {
 	return strings.TrimSpace(answer)
 }
 
+// drainResets forgets the resets that were reported.
+func (x *box) drainResets() {
+	for {
+		select {
+		case <-x.resets:
+		default:
+			return
+		}
+	}
+}
+
 // waited returns what Wait says, which must come soon.
 func (x *box) waited(t *testing.T, within time.Duration) error {
 	t.Helper()
