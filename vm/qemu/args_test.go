@@ -1,0 +1,178 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/berthvm/berth/vm"
+)
+
+// cable is a network of which only the address matters.
+type cable struct{ mac net.HardwareAddr }
+
+func (c cable) MAC() net.HardwareAddr                       { return c.mac }
+func (cable) ServeStream(context.Context, net.Conn) error   { return nil }
+func (cable) ServeDatagram(context.Context, net.Conn) error { return nil }
+
+func TestDeviceArgs(t *testing.T) {
+	tests := []struct {
+		name string
+		got  []string
+		want []string
+	}{
+		{"name", nameArgs("dev"), []string{
+			"-name", "guest=berth-dev,process=berth-dev,debug-threads=on",
+			"-no-user-config", "-nodefaults", "-display", "none", "-S",
+		}},
+		{"machine amd64 tcg", machineArgs("amd64", TCG), []string{
+			"-machine", "q35,smm=off,smbus=off,sata=off,usb=off,vmport=off,hpet=off,i8042=off,memory-backend=mem,dump-guest-core=off",
+			"-accel", "tcg,thread=multi",
+		}},
+		{"machine amd64 kvm", machineArgs("amd64", KVM)[2:], []string{"-accel", "kvm"}},
+		{"machine arm64", machineArgs("arm64", TCG), []string{
+			"-machine", "virt,gic-version=max,memory-backend=mem,dump-guest-core=off", "-accel", "tcg,thread=multi",
+		}},
+		{"cpu amd64 tcg", cpuArgs("amd64", TCG, 1), []string{"-cpu", "max,-erms", "-smp", "cpus=1,sockets=1,cores=1,threads=1"}},
+		{"cpu amd64 kvm", cpuArgs("amd64", KVM, 4), []string{"-cpu", "host", "-smp", "cpus=4,sockets=1,cores=4,threads=1"}},
+		{"cpu arm64 tcg", cpuArgs("arm64", TCG, 2), []string{"-cpu", "max,pauth-impdef=on", "-smp", "cpus=2,sockets=1,cores=2,threads=1"}},
+		{"cpu arm64 kvm", cpuArgs("arm64", KVM, 1)[:2], []string{"-cpu", "host"}},
+		{"memory", memoryArgs(512), []string{
+			"-m", "size=512M", "-object", "memory-backend-memfd,id=mem,size=512M,share=on",
+		}},
+		{"monitor", monitorArgs(3), []string{
+			"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+		}},
+		{"console", consoleArgs(4), []string{"-chardev", "socket,id=console,fd=4", "-serial", "chardev:console"}},
+		{"rng", rngArgs(), []string{"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,disable-legacy=on"}},
+		{"balloon", balloonArgs(), []string{"-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on"}},
+		{"vsock", vsockArgs(5), []string{
+			"-chardev", "socket,id=vsock,fd=5", "-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
+		}},
+		{"net", netArgs(6, net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}), []string{
+			"-netdev", "stream,id=net,server=off,addr.type=fd,addr.str=6",
+			"-device", "virtio-net-pci,netdev=net,mac=5a:94:ef:e4:0c:ee,romfile=,disable-legacy=on",
+		}},
+		{"sandbox", sandboxArgs(true), []string{"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}},
+		{"no sandbox", sandboxArgs(false), nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if !slices.Equal(tt.got, tt.want) {
+				t.Errorf("got  %q\nwant %q", tt.got, tt.want)
+			}
+		})
+	}
+}
+
+func TestDiskArgs(t *testing.T) {
+	tests := []struct {
+		name     string
+		disk     vm.Disk
+		device   string
+		filename string
+		readOnly bool
+	}{
+		{"plain", vm.Disk{Path: "/d"}, "virtio-blk-pci,drive=disk7,disable-legacy=on,write-cache=on", "/d", false},
+		{"system", vm.Disk{Path: "/s", ReadOnly: true, Serial: "system"}, "virtio-blk-pci,drive=disk7,disable-legacy=on,serial=system", "/s", true},
+		{"odd path", vm.Disk{Path: `/a,b="c"\ d`, Serial: "x"}, "virtio-blk-pci,drive=disk7,disable-legacy=on,write-cache=on,serial=x", `/a,b="c"\ d`, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			args := diskArgs(7, tt.disk)
+			if len(args) != 4 || args[0] != "-blockdev" || args[2] != "-device" {
+				t.Fatalf("args = %q", args)
+			}
+			if args[3] != tt.device {
+				t.Errorf("device = %q, want %q", args[3], tt.device)
+			}
+			var node struct {
+				Driver, Discard string
+				NodeName        string `json:"node-name"`
+				ReadOnly        bool   `json:"read-only"`
+				File            struct {
+					Driver, Filename, Discard, Locking string
+					ReadOnly                           bool `json:"read-only"`
+				}
+			}
+			if err := json.Unmarshal([]byte(args[1]), &node); err != nil {
+				t.Fatal(err)
+			}
+			f := node.File
+			if node.Driver != "raw" || node.Discard != "unmap" || node.NodeName != "disk7" || node.ReadOnly != tt.readOnly ||
+				f.Driver != "file" || f.Filename != tt.filename || f.Discard != "unmap" || f.Locking != "on" || f.ReadOnly != tt.readOnly {
+				t.Errorf("blockdev = %s", args[1])
+			}
+		})
+	}
+}
+
+func TestCmdline(t *testing.T) {
+	tests := []struct {
+		arch, accel, want string
+	}{
+		{"amd64", TCG, "console=ttyS0 tsc=reliable quiet a=b"},
+		{"amd64", KVM, "console=ttyS0 quiet a=b"},
+		{"arm64", TCG, "console=ttyAMA0 quiet a=b"},
+	}
+	for _, tt := range tests {
+		s := spec{cfg: vm.Config{Cmdline: []string{"quiet", "a=b"}}, arch: tt.arch, accel: tt.accel}
+		if got := strings.Join(cmdline(s), " "); got != tt.want {
+			t.Errorf("%s %s: cmdline = %q, want %q", tt.arch, tt.accel, got, tt.want)
+		}
+	}
+}
+
+func TestArgv(t *testing.T) {
+	s := spec{
+		cfg: vm.Config{
+			Name: "dev", CPUs: 2, MemoryMiB: 512, Kernel: "/k", Initrd: "/i",
+			Disks: []vm.Disk{{Path: "/a"}, {Path: "/b"}},
+		},
+		arch: "amd64", accel: TCG,
+		fds: sockets{qmp: 3, console: 4, vsock: 5, net: 6},
+	}
+	bare := s.argv()
+	count := func(args []string, text string) int {
+		n := 0
+		for _, a := range args {
+			if strings.Contains(a, text) {
+				n++
+			}
+		}
+		return n
+	}
+	if got := count(bare, "virtio-net"); got != 0 {
+		t.Error("a machine without a network has a network device")
+	}
+	if got := count(bare, "virtio-blk-pci,drive=disk"); got != 2 {
+		t.Errorf("%d disks, want 2", got)
+	}
+	a, b := slices.IndexFunc(bare, func(s string) bool { return strings.Contains(s, "drive=disk0") }),
+		slices.IndexFunc(bare, func(s string) bool { return strings.Contains(s, "drive=disk1") })
+	if a > b {
+		t.Error("the disks are not in order")
+	}
+	s.cfg.Network = cable{net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+	if got := count(s.argv(), "virtio-net-pci"); got != 1 {
+		t.Errorf("%d network devices, want 1", got)
+	}
+	s.cfg.Initrd = ""
+	if slices.Contains(s.argv(), "-initrd") {
+		t.Error("a machine without an initrd has one")
+	}
+}
+
+// TestArgvShape holds what QEMU would answer with a confusing message: an
+// empty argument.
+func TestArgvShape(t *testing.T) {
+	s := spec{cfg: vm.Config{Name: "dev", CPUs: 1, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", Disks: []vm.Disk{{Path: "/a"}}}, arch: "amd64", accel: KVM, sandbox: true}
+	for _, a := range s.argv() {
+		if a == "" {
+			t.Fatalf("an argument is empty: %q", s.argv())
+		}
+	}
+}
