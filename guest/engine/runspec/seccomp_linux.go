@@ -57,16 +57,9 @@ func ParseSecurity(opts []string) (Security, error) {
 	return s, nil
 }
 
-// Seccomp returns the filter that s asks for, made for the spec's capabilities;
-// nil means none. It is the same for the same s.Profile and capabilities.
-func Seccomp(s Security, spec *specs.Spec) (*specs.LinuxSeccomp, error) {
-	if s.Unconfined {
-		return nil, nil
-	}
-	if s.Profile == "" {
-		return seccomp.GetDefaultProfile(spec)
-	}
-	filter, err := seccomp.LoadProfile(s.Profile, spec)
+// Seccomp reads a filter that the user gave as JSON, for the spec's capabilities.
+func Seccomp(profile string, spec *specs.Spec) (*specs.LinuxSeccomp, error) {
+	filter, err := seccomp.LoadProfile(profile, spec)
 	if err != nil {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid seccomp profile: %v", err))
 	}

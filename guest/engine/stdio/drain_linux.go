@@ -22,15 +22,11 @@ type Log interface {
 }
 
 // Drain copies what a process prints on one stream to the log, which may be nil,
-// and to the set's readers, until the stream's end. It owns the file: a pipe's
-// reading end, or a terminal's master when tty is set. It returns nil at the end,
-// and an error of the log after which it went on.
+// and to the set's readers, until the stream's end or until file is closed. The
+// file is a pipe's reading end, or a terminal's master when tty is set, and comes
+// from Pollable. Drain returns nil at the end, and an error of the log after which
+// it went on.
 func Drain(set *Set, stream Stream, file *os.File, tty bool, log Log) error {
-	file, err := pollable(file)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
 	var src source = &reading{file: file}
 	if log != nil && !tty {
 		raw, err := file.SyscallConn()
@@ -44,9 +40,7 @@ func Drain(set *Set, stream Stream, file *os.File, tty bool, log Log) error {
 
 // Pollable returns the file in non-blocking mode, so that it waits in the
 // runtime's poller and can be closed while in use. It takes over the file.
-func Pollable(file *os.File) (*os.File, error) { return pollable(file) }
-
-func pollable(file *os.File) (*os.File, error) {
+func Pollable(file *os.File) (*os.File, error) {
 	defer file.Close()
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -66,9 +60,10 @@ func pollable(file *os.File) (*os.File, error) {
 
 // source is where a stream's bytes come from. next returns all that was not
 // consumed, the first seen bytes of which the caller knows; it waits until there
-// is more, or the end, or no more fits (full).
+// is more, or the end, or no more fits (full). An error means that the source was
+// closed on this side: what is left in it is for another to read.
 type source interface {
-	next(seen int) (data []byte, full, end bool)
+	next(seen int) (data []byte, full, end bool, err error)
 	consume(n int)
 }
 
@@ -76,7 +71,10 @@ func drain(set *Set, stream Stream, src source, log Log) error {
 	var failed error
 	seen := 0
 	for {
-		data, full, end := src.next(seen)
+		data, full, end, err := src.next(seen)
+		if err != nil {
+			return failed
+		}
 		set.Emit(stream, data[seen:])
 		done := len(data)
 		if log != nil {
@@ -124,7 +122,7 @@ type reading struct {
 	off  int
 }
 
-func (r *reading) next(int) ([]byte, bool, bool) {
+func (r *reading) next(int) (data []byte, full, end bool, err error) {
 	if r.buf == nil {
 		// Small until the process prints: most containers are silent.
 		r.buf = make([]byte, 0, 4<<10)
@@ -136,9 +134,12 @@ func (r *reading) next(int) ([]byte, bool, bool) {
 	if len(r.buf) == cap(r.buf) {
 		r.buf = append(make([]byte, 0, min(4*cap(r.buf), batch)), r.buf...)
 	}
-	n, err := r.file.Read(r.buf[len(r.buf):cap(r.buf)])
+	var n int
+	n, err = r.file.Read(r.buf[len(r.buf):cap(r.buf)])
 	r.buf = r.buf[:len(r.buf)+max(n, 0)]
-	return r.buf, len(r.buf) == cap(r.buf) && cap(r.buf) >= batch, err != nil // a terminal's end is EIO
+	// A terminal's end is EIO. What was read is the only copy: it is kept even
+	// when the file was closed.
+	return r.buf, len(r.buf) == cap(r.buf) && cap(r.buf) >= batch, err != nil, nil
 }
 
 func (r *reading) consume(n int) { r.off = n }
@@ -172,12 +173,13 @@ func putScratch(p [2]int) {
 	}
 }
 
-func (t *teeing) next(seen int) (data []byte, full, end bool) {
-	err := t.raw.Read(func(fd uintptr) bool {
+func (t *teeing) next(seen int) (data []byte, full, end bool, err error) {
+	failed := false
+	err = t.raw.Read(func(fd uintptr) bool {
 		var ok bool
 		data, ok = t.peek(int(fd))
-		if !ok { // no scratch pipe or no memory: take the bytes plainly
-			end = true
+		if !ok {
+			failed = true
 			return true
 		}
 		if len(data) > seen {
@@ -191,11 +193,13 @@ func (t *teeing) next(seen int) (data []byte, full, end bool) {
 		end = hungUp(int(fd)) && left == len(data)
 		return end
 	})
-	if err != nil {
-		end = true
+	if failed {
+		err = errNoPipe
 	}
-	return data, full, end
+	return data, full, end, err
 }
+
+var errNoPipe = errors.New("stdio: cannot make a pipe")
 
 // peek copies what lies in the pipe. ok is false when it cannot.
 func (t *teeing) peek(fd int) (data []byte, ok bool) {

@@ -37,6 +37,9 @@ func (l *memLog) Append(entries ...logfile.Entry) error {
 func pipe(t *testing.T) (*os.File, *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
+	if err == nil {
+		r, err = Pollable(r)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +83,7 @@ func TestDrain(t *testing.T) {
 				set, log := NewSet(), &memLog{}
 				emitted := collect(set)
 				done := make(chan error, 1)
+				defer r.Close()
 				go func() { done <- Drain(set, Stdout, r, tty, log) }()
 				for _, s := range c.writes {
 					if _, err := io.WriteString(w, s); err != nil {
@@ -139,7 +143,10 @@ func TestUnloggedStaysInPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	src := &teeing{raw: raw}
-	data, _, _ := src.next(0)
+	data, _, _, err := src.next(0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, done := split(data, Stdout, false)
 	src.consume(done)
 	w.Close()

@@ -1,0 +1,502 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthvm/berth/guest/container"
+	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/engine/runspec"
+	"github.com/berthvm/berth/guest/engine/stdio"
+	"github.com/berthvm/berth/guest/keeper"
+)
+
+// execKept is how long an exec that has ended can be inspected.
+const execKept = 5 * time.Minute
+
+// Exec is a further process of a container, from its creation on.
+type Exec struct {
+	e       *Engine
+	c       *Container
+	id      string
+	streams *stdio.Set
+	done    chan struct{} // closed when it has ended
+
+	mu      sync.Mutex // guards what follows
+	state   ExecState
+	ended   time.Time
+	proc    Process
+	master  *os.File
+	pipes   []*os.File
+	drained sync.WaitGroup
+	quiet   bool // a health check: no events
+}
+
+// ExecState is what is known of an exec.
+type ExecState struct {
+	ID        string                         `json:"id"`
+	Container string                         `json:"container"`
+	Config    apicontainer.ExecCreateRequest `json:"config"`
+	Started   bool                           `json:"started"`
+	Running   bool                           `json:"running"`
+	PID       int                            `json:"pid"`
+	ExitCode  *int                           `json:"exitCode,omitempty"`
+}
+
+// ExecCreate prepares a process for a running container.
+func (e *Engine) ExecCreate(ctx context.Context, name string, req apicontainer.ExecCreateRequest) (string, error) {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if len(req.Cmd) == 0 {
+		return "", invalid("No exec command specified")
+	}
+	if req.WorkingDir != "" && !path.IsAbs(req.WorkingDir) {
+		return "", invalid("the working directory '%s' is invalid, it needs to be an absolute path", req.WorkingDir)
+	}
+	x, err := e.newExec(c, req)
+	if err != nil {
+		return "", err
+	}
+	x.event(events.ActionExecCreate + events.Action(": "+strings.Join(req.Cmd, " ")))
+	return x.id, nil
+}
+
+func (e *Engine) newExec(c *Container, req apicontainer.ExecCreateRequest) (*Exec, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := canExec(c); err != nil {
+		return nil, err
+	}
+	x := &Exec{e: e, c: c, id: record.NewID(), streams: stdio.NewSet(), done: make(chan struct{})}
+	x.state = ExecState{ID: x.id, Container: c.id, Config: req}
+	var old []string
+	for id, other := range c.execs {
+		if other.expired() {
+			delete(c.execs, id)
+			old = append(old, id)
+		}
+	}
+	c.execs[x.id] = x
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range old {
+		delete(e.execs, id)
+	}
+	e.execs[x.id] = x
+	return x, nil
+}
+
+func canExec(c *Container) error {
+	switch c.rec.State.Status {
+	case record.Running:
+		return nil
+	case record.Paused:
+		return conflict("container %s is paused, unpause the container before exec", c.id)
+	case record.Restarting:
+		return conflict("container %s is restarting, wait until the container is running", c.id)
+	}
+	return conflict("container %s is not running", c.id)
+}
+
+func (x *Exec) expired() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return !x.ended.IsZero() && time.Since(x.ended) > execKept
+}
+
+func (x *Exec) event(action events.Action, more ...string) {
+	if x.quiet {
+		return
+	}
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
+	x.c.event(action, append(more, "execID", x.id)...)
+}
+
+func (e *Engine) findExec(ctx context.Context, id string) (*Exec, error) {
+	if err := e.waitReady(ctx); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x := e.execs[id]; x != nil {
+		return x, nil
+	}
+	return nil, errdefs.ErrNotFound.WithMessage("No such exec instance: " + id)
+}
+
+// ExecInspect says how an exec fares.
+func (e *Engine) ExecInspect(ctx context.Context, id string) (ExecState, error) {
+	x, err := e.findExec(ctx, id)
+	if err != nil {
+		return ExecState{}, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.state, nil
+}
+
+// ExecResize sets the size of an exec's terminal, in characters.
+func (e *Engine) ExecResize(ctx context.Context, id string, height, width uint) error {
+	x, err := e.findExec(ctx, id)
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.state.Running {
+		return invalid("exec process is not started")
+	}
+	if x.master == nil {
+		return nil
+	}
+	return resize(x.master, height, width)
+}
+
+// ExecStart runs an exec. With a nil Begin in a it is detached: ExecStart returns
+// when it runs. Otherwise it returns when the exec has ended or the client has
+// detached.
+func (e *Engine) ExecStart(ctx context.Context, id string, size *[2]uint, a Attached) error {
+	x, err := e.findExec(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := x.claim(); err != nil {
+		return err
+	}
+	if size != nil {
+		x.state.Config.ConsoleSize = size
+	}
+	cfg := x.state.Config
+	if a.Begin == nil {
+		return x.run(context.WithoutCancel(ctx))
+	}
+	reader := x.streams.Subscribe(cfg.AttachStdout || cfg.Tty, cfg.AttachStderr)
+	out, err := a.Begin(cfg.Tty)
+	if err != nil {
+		reader.Close()
+		x.finish(126)
+		return err
+	}
+	if err := x.run(context.WithoutCancel(ctx)); err != nil {
+		reader.Close()
+		return err
+	}
+	in := a.Stdin
+	if !cfg.AttachStdin {
+		in = nil
+	}
+	err = x.streams.Attach(ctx, reader, stdio.Attachment{Stdin: in, Interrupt: a.Interrupt, Out: out,
+		TTY: cfg.Tty, DetachKeys: a.DetachKeys, CloseStdin: true})
+	if errors.Is(err, stdio.ErrDetached) {
+		x.event(events.ActionExecDetach)
+		return nil
+	}
+	if err == nil && ctx.Err() == nil {
+		<-x.done // so that an inspect that follows knows the exit code
+	}
+	return err
+}
+
+// claim makes sure that an exec runs once, in a container that runs.
+func (x *Exec) claim() error {
+	x.c.mu.Lock()
+	err := canExec(x.c)
+	x.c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.state.Started {
+		if x.state.Running {
+			return conflict("exec command %s is already running", x.id)
+		}
+		return conflict("exec command %s has already run", x.id)
+	}
+	x.state.Started = true
+	return nil
+}
+
+func (x *Exec) key() string { return "exec/" + x.id }
+
+// run starts the process. When it fails, the exec has ended.
+func (x *Exec) run(ctx context.Context) (err error) {
+	defer x.e.Spans.Begin("exec", x.c.id)()
+	cfg := x.state.Config
+	x.event(events.ActionExecStart + events.Action(": "+strings.Join(cfg.Cmd, " ")))
+	defer func() {
+		if err != nil {
+			_ = x.e.opts.Keeper.Delete(x.key())
+			code := startCode(err)
+			if errors.Is(err, container.ErrProgram) {
+				err = execError(cfg.Cmd, err)
+			}
+			x.finish(code)
+		}
+	}()
+	x.c.mu.Lock()
+	r := x.c.run
+	x.c.mu.Unlock()
+	if r == nil {
+		return conflict("container %s is not running", x.c.id)
+	}
+	proc, err := x.process()
+	if err != nil {
+		return err
+	}
+	en, files, err := openStreams(cfg.Tty, cfg.AttachStdin)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err := x.e.put(x.key(), kept{Exec: &x.state}, en); err != nil {
+		en.close()
+		return err
+	}
+	ec := container.ExecConfig{Process: proc, ExecPath: x.e.opts.ExecPath, CloneParent: x.e.opts.CloneParent,
+		Started: func(pid int, pidfd *os.File) error { return x.e.opts.Keeper.Adopt(x.key(), pid, pidfd) }}
+	if cfg.Tty {
+		ec.TTY = files[0]
+	} else {
+		ec.Stdin, ec.Stdout, ec.Stderr = files[0], files[1], files[2]
+	}
+	x.mu.Lock() // an exit that comes at once waits for what follows
+	defer x.mu.Unlock()
+	if s := cfg.ConsoleSize; s != nil && en.master != nil {
+		_ = resize(en.master, s[0], s[1])
+	}
+	p, err := r.task.Exec(ctx, ec)
+	if err != nil {
+		en.close()
+		return err
+	}
+	x.proc = p
+	x.state.Running, x.state.PID = true, p.PID()
+	return x.adopt(en)
+}
+
+func execError(args []string, err error) error {
+	reason := err.Error()
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !strings.Contains(args[0], "/"):
+		reason = "executable file not found in $PATH"
+	case errors.Is(err, fs.ErrNotExist):
+		reason = fmt.Sprintf("stat %s: no such file or directory", args[0])
+	case errors.Is(err, fs.ErrPermission):
+		reason = "permission denied"
+	}
+	return invalid("OCI runtime exec failed: exec failed: unable to start container process: exec: %q: %s", args[0], reason)
+}
+
+// process makes the specification of the exec's process.
+func (x *Exec) process() (*specs.Process, error) {
+	rec, req := x.c.rec, x.state.Config
+	security, err := runspec.ParseSecurity(rec.HostConfig.SecurityOpt)
+	if err != nil {
+		return nil, err
+	}
+	cfg := *rec.Config
+	cfg.Tty = req.Tty
+	if req.WorkingDir != "" {
+		cfg.WorkingDir = req.WorkingDir
+	}
+	cfg.Env = runspec.ReplaceEnv(cfg.Env, req.Env)
+	hc := *rec.HostConfig
+	user := rec.Config.User
+	if req.User != "" {
+		user = req.User
+		hc.GroupAdd = nil
+	}
+	hc.Privileged = hc.Privileged || req.Privileged
+	hc.ConsoleSize = [2]uint{}
+	p, err := runspec.Process(x.c.rootfs(), &cfg, &hc, user, security)
+	if err != nil {
+		return nil, err
+	}
+	p.Args = req.Cmd
+	return p, nil
+}
+
+// adopt starts to drain the exec's streams. The caller holds mu.
+func (x *Exec) adopt(en ends) error {
+	var err error
+	poll := func(f *os.File) *os.File {
+		if f == nil {
+			return nil
+		}
+		p, perr := stdio.Pollable(f)
+		err = errors.Join(err, perr)
+		return p
+	}
+	stdin, stdout, stderr := poll(en.stdin), poll(en.stdout), poll(en.stderr)
+	x.master = poll(en.master)
+	if err != nil {
+		return err
+	}
+	drain := func(stream stdio.Stream, f *os.File) {
+		if f == nil {
+			return
+		}
+		x.pipes = append(x.pipes, f)
+		x.drained.Add(1)
+		if !x.e.goRun(func() {
+			defer x.drained.Done()
+			defer f.Close()
+			_ = stdio.Drain(x.streams, stream, f, f == x.master, nil)
+		}) {
+			x.drained.Done()
+			f.Close()
+		}
+	}
+	drain(stdio.Stdout, x.master)
+	drain(stdio.Stdout, stdout)
+	drain(stdio.Stderr, stderr)
+	if x.master != nil && x.state.Config.AttachStdin {
+		in, err := dup(x.master)
+		if err != nil {
+			return err
+		}
+		x.streams.SetStdin(in, nil)
+		return nil
+	}
+	key := x.key()
+	x.streams.SetStdin(stdin, func() { _ = x.e.dropStdin(key) })
+	return nil
+}
+
+func (x *Exec) handleExit(pid int, status syscall.WaitStatus) {
+	x.mu.Lock()
+	if x.state.PID != pid || !x.state.Running || x.e.ctx.Err() != nil {
+		x.mu.Unlock()
+		return
+	}
+	pipes, proc := x.pipes, x.proc
+	x.mu.Unlock()
+	// What the process left behind may hold its pipes: docker does not wait for
+	// the container's other processes either.
+	timer := time.AfterFunc(drainTimeout, func() {
+		for _, f := range pipes {
+			f.Close()
+		}
+	})
+	x.drained.Wait()
+	timer.Stop()
+	if proc != nil {
+		proc.Close()
+	}
+	if err := x.e.opts.Keeper.Delete(x.key()); err != nil && !errors.Is(err, keeper.ErrNotFound) {
+		x.e.log.Warn("cannot forget exec", "exec", x.id, "error", err)
+	}
+	x.finish(exitCode(status))
+}
+
+// finish records the end.
+func (x *Exec) finish(code int) {
+	x.mu.Lock()
+	x.state.Running, x.state.Started, x.state.ExitCode = false, true, &code
+	x.ended = time.Now()
+	x.master = nil
+	x.mu.Unlock()
+	x.streams.End()
+	close(x.done)
+	x.event(events.ActionExecDie, "exitCode", strconv.Itoa(code))
+}
+
+func (x *Exec) letGo() {
+	x.streams.End()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, f := range x.pipes {
+		f.Close()
+	}
+	if x.proc != nil {
+		x.proc.Close()
+	}
+}
+
+// dropExecs forgets the execs of a container that is removed.
+func (e *Engine) dropExecs(c *Container) {
+	c.mu.Lock()
+	ids := slices.Collect(maps.Keys(c.execs))
+	clear(c.execs)
+	c.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range ids {
+		delete(e.execs, id)
+	}
+}
+
+// probe runs a command in the container and returns its exit code and the first
+// of its output. When ctx ends first the command is killed.
+func (c *Container) probe(ctx context.Context, cmd []string, limit int) (int, string, error) {
+	x, err := c.e.newExec(c, apicontainer.ExecCreateRequest{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	if err != nil {
+		return 0, "", err
+	}
+	x.quiet = true
+	defer func() {
+		c.mu.Lock()
+		delete(c.execs, x.id)
+		c.mu.Unlock()
+		c.e.mu.Lock()
+		defer c.e.mu.Unlock()
+		if x.state.ExitCode != nil {
+			delete(c.e.execs, x.id)
+		}
+	}()
+	if err := x.claim(); err != nil {
+		return 0, "", err
+	}
+	reader := x.streams.Subscribe(true, true)
+	if err := x.run(ctx); err != nil {
+		reader.Close()
+		return 0, "", err
+	}
+	var out strings.Builder
+	stop := context.AfterFunc(ctx, func() {
+		_ = x.proc.Signal(syscall.SIGKILL)
+		reader.Close()
+	})
+	defer stop()
+	for {
+		_, p, err := reader.Next()
+		if err != nil {
+			break
+		}
+		out.Write(p[:min(len(p), max(0, limit-out.Len()))])
+	}
+	reader.Close()
+	select {
+	case <-x.done:
+	case <-c.e.ctx.Done():
+		return 0, "", c.e.ctx.Err()
+	}
+	if ctx.Err() != nil {
+		return 0, out.String(), ctx.Err()
+	}
+	return *x.state.ExitCode, out.String(), nil
+}

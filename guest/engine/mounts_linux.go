@@ -1,0 +1,427 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/continuity/fs"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthvm/berth/guest/engine/record"
+)
+
+// Volumes is what the engine needs of volumes.
+type Volumes interface {
+	// Ensure makes the volume unless it exists; an empty name is a new anonymous
+	// one. It returns the name and the directory that will hold its content.
+	Ensure(ctx context.Context, name, driver string, options, labels map[string]string) (string, string, error)
+	// Mount makes a volume's content appear and returns where; holder keeps it
+	// there until Unmount.
+	Mount(ctx context.Context, name, holder string) (string, error)
+	Unmount(ctx context.Context, name, holder string) error
+	// Remove removes a volume that no container has.
+	Remove(ctx context.Context, name string, force bool) error
+}
+
+// resolveMounts works out all mounts of a new container, and makes its volumes.
+func (e *Engine) resolveMounts(ctx context.Context, rec *record.Record) ([]record.Mount, error) {
+	var all []record.Mount
+	seen := map[string]bool{}
+	add := func(m record.Mount) error {
+		if seen[m.Destination] {
+			return invalid("Duplicate mount point: %s", m.Destination)
+		}
+		seen[m.Destination] = true
+		all = append(all, m)
+		return nil
+	}
+	inherited, err := e.volumesFrom(ctx, rec.HostConfig.VolumesFrom)
+	if err != nil {
+		return nil, err
+	}
+	own, err := parseMounts(rec)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range own {
+		if err := add(m); err != nil {
+			return nil, err
+		}
+	}
+	for _, m := range inherited {
+		if !seen[m.Destination] {
+			_ = add(m)
+		}
+	}
+	for dir := range rec.Config.Volumes {
+		dest := path.Clean(dir)
+		if !path.IsAbs(dest) || dest == "/" {
+			return nil, invalid("invalid volume specification: '%s'", dir)
+		}
+		if !seen[dest] {
+			_ = add(record.Mount{Anon: true, MountPoint: apicontainer.MountPoint{Type: mount.TypeVolume, Destination: dest, RW: true}})
+		}
+	}
+	for i := range all {
+		if err := e.resolveMount(ctx, rec, &all[i]); err != nil {
+			rec.Mounts = all[:i]
+			e.releaseVolumes(context.WithoutCancel(ctx), rec, true)
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// resolveMount checks a bind's source and makes a volume.
+func (e *Engine) resolveMount(ctx context.Context, rec *record.Record, m *record.Mount) error {
+	switch m.Type {
+	case mount.TypeBind:
+		m.Source = e.bindSource(m.Source)
+		if _, err := os.Stat(m.Source); errors.Is(err, iofs.ErrNotExist) {
+			if !m.FromBind {
+				return invalid(`invalid mount config for type "bind": bind source path does not exist: %s`, m.Source)
+			}
+			if err := os.MkdirAll(m.Source, 0o755); err != nil {
+				return invalid("error while creating mount source path '%s': %v", m.Source, err)
+			}
+		}
+	case mount.TypeVolume:
+		if e.opts.Volumes == nil {
+			return invalid("volumes are not available")
+		}
+		if m.Source != "" && m.Driver == "" {
+			return nil // --volumes-from: it exists
+		}
+		var options, labels map[string]string
+		if o := volumeOptions(rec.HostConfig, m.Destination); o != nil {
+			labels = o.Labels
+			if o.DriverConfig != nil {
+				options = o.DriverConfig.Options
+			}
+		}
+		driver := cmp.Or(m.Driver, rec.HostConfig.VolumeDriver, "local")
+		name, source, err := e.opts.Volumes.Ensure(ctx, m.Name, driver, options, labels)
+		if err != nil {
+			return err
+		}
+		m.Name, m.Source, m.Driver = name, source, driver
+	}
+	return nil
+}
+
+func volumeOptions(h *apicontainer.HostConfig, dest string) *mount.VolumeOptions {
+	for _, m := range h.Mounts {
+		if path.Clean(m.Target) == dest {
+			return m.VolumeOptions
+		}
+	}
+	return nil
+}
+
+// bindSource maps the sockets that clients know to the engine's own.
+func (e *Engine) bindSource(source string) string {
+	if e.opts.Socket != "" && (source == "/var/run/docker.sock" || source == "/run/docker.sock") {
+		return e.opts.Socket
+	}
+	return source
+}
+
+func (e *Engine) volumesFrom(ctx context.Context, from []string) ([]record.Mount, error) {
+	var all []record.Mount
+	for _, spec := range from {
+		name, mode, _ := strings.Cut(spec, ":")
+		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
+			return nil, invalid("invalid mode: %s", mode)
+		}
+		c, err := e.find(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range c.rec.Mounts {
+			if m.Type == mount.TypeTmpfs {
+				continue
+			}
+			m.Anon, m.NoCopy = false, true
+			if mode == "ro" {
+				m.RW = false
+			}
+			all = append(all, m)
+		}
+	}
+	return all, nil
+}
+
+// parseMounts reads -v, --mount and --tmpfs.
+func parseMounts(rec *record.Record) ([]record.Mount, error) {
+	var all []record.Mount
+	for _, spec := range rec.HostConfig.Binds {
+		m, err := parseBind(spec)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	for _, spec := range rec.HostConfig.Mounts {
+		m, err := parseMount(spec)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	for dest, opts := range rec.HostConfig.Tmpfs {
+		if !path.IsAbs(dest) {
+			return nil, invalid("invalid mount path: '%s' mount path must be absolute", dest)
+		}
+		m := record.Mount{MountPoint: apicontainer.MountPoint{Type: mount.TypeTmpfs, Destination: path.Clean(dest), RW: true}}
+		if opts != "" {
+			m.Options = strings.Split(opts, ",")
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// parseBind reads docker's -v: [source:]destination[:modes].
+func parseBind(spec string) (record.Mount, error) {
+	bad := invalid("invalid volume specification: '%s'", spec)
+	parts := strings.Split(spec, ":")
+	m := record.Mount{MountPoint: apicontainer.MountPoint{RW: true}}
+	source := ""
+	switch len(parts) {
+	case 1:
+		m.Destination = parts[0]
+	case 2:
+		source, m.Destination = parts[0], parts[1]
+	case 3:
+		source, m.Destination, m.Mode = parts[0], parts[1], parts[2]
+	default:
+		return m, bad
+	}
+	if !path.IsAbs(m.Destination) {
+		return m, invalid("invalid volume specification: '%s': invalid mount config for type \"volume\": "+
+			"invalid mount path: '%s' mount path must be absolute", spec, m.Destination)
+	}
+	if m.Destination = path.Clean(m.Destination); m.Destination == "/" || len(parts) > 1 && source == "" {
+		return m, invalid("invalid volume specification: '%s': invalid specification: destination can't be '/'", spec)
+	}
+	if path.IsAbs(source) {
+		m.Type, m.Source, m.FromBind, m.Propagation = mount.TypeBind, path.Clean(source), true, mount.PropagationRPrivate
+	} else {
+		m.Type, m.Name, m.Anon = mount.TypeVolume, source, source == ""
+		if source != "" && !namePattern.MatchString(source) {
+			return m, invalid("create %s: %q includes invalid characters for a local volume name, only "+
+				"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", source, source)
+		}
+	}
+	return m, bindModes(&m)
+}
+
+func bindModes(m *record.Mount) error {
+	if m.Mode == "" {
+		return nil
+	}
+	for mode := range strings.SplitSeq(m.Mode, ",") {
+		switch {
+		case mode == "ro":
+			m.RW = false
+		case mode == "rw", mode == "z", mode == "Z", mode == "consistent", mode == "cached", mode == "delegated":
+		case mode == "nocopy" && m.Type == mount.TypeVolume:
+			m.NoCopy = true
+		case slices.Contains(mount.Propagations, mount.Propagation(mode)) && m.Type == mount.TypeBind:
+			m.Propagation = mount.Propagation(mode)
+		default:
+			return invalid("invalid mode: %s", m.Mode)
+		}
+	}
+	return nil
+}
+
+// parseMount reads one --mount.
+func parseMount(in mount.Mount) (record.Mount, error) {
+	bad := func(format string, args ...any) (record.Mount, error) {
+		return record.Mount{}, invalid("invalid mount config for type %q: %s", in.Type, fmt.Sprintf(format, args...))
+	}
+	m := record.Mount{MountPoint: apicontainer.MountPoint{Type: in.Type, Destination: path.Clean(in.Target), RW: !in.ReadOnly}}
+	switch {
+	case in.Target == "":
+		return bad("field Target must not be empty")
+	case !path.IsAbs(in.Target):
+		return bad("invalid mount path: '%s' mount path must be absolute", in.Target)
+	case m.Destination == "/":
+		return bad("invalid specification: destination can't be '/'")
+	}
+	switch in.Type {
+	case mount.TypeBind:
+		if !path.IsAbs(in.Source) {
+			return bad("invalid mount path: '%s' mount path must be absolute", in.Source)
+		}
+		m.Source, m.Propagation = path.Clean(in.Source), mount.PropagationRPrivate
+		if o := in.BindOptions; o != nil {
+			m.Flat, m.FromBind = o.NonRecursive, o.CreateMountpoint
+			if o.Propagation != "" {
+				if !slices.Contains(mount.Propagations, o.Propagation) {
+					return bad("invalid propagation mode: %s", o.Propagation)
+				}
+				m.Propagation = o.Propagation
+			}
+		}
+	case mount.TypeVolume:
+		m.Name, m.Anon = in.Source, in.Source == ""
+		if in.Source != "" && !namePattern.MatchString(in.Source) {
+			return bad("%q includes invalid characters for a local volume name", in.Source)
+		}
+		if o := in.VolumeOptions; o != nil {
+			m.NoCopy, m.Subpath = o.NoCopy, o.Subpath
+			if o.DriverConfig != nil {
+				m.Driver = o.DriverConfig.Name
+			}
+		}
+	case mount.TypeTmpfs:
+		if in.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		m.Options = tmpfsOptions(in.TmpfsOptions)
+	default:
+		return record.Mount{}, invalid("mount type unknown: %q", in.Type)
+	}
+	return m, nil
+}
+
+func tmpfsOptions(o *mount.TmpfsOptions) []string {
+	if o == nil {
+		return nil
+	}
+	var out []string
+	if o.SizeBytes > 0 {
+		out = append(out, "size="+strconv.FormatInt(o.SizeBytes, 10))
+	}
+	if o.Mode != 0 {
+		out = append(out, fmt.Sprintf("mode=%o", o.Mode))
+	}
+	for _, kv := range o.Options {
+		out = append(out, strings.Join(kv, "="))
+	}
+	return out
+}
+
+// mountsOf makes the container's mounts ready and returns them in the order in
+// which they nest. The root file system is mounted.
+func (e *Engine) mountsOf(ctx context.Context, c *Container) ([]specs.Mount, error) {
+	var out []specs.Mount
+	taken := map[string]bool{}
+	for _, m := range c.rec.Mounts {
+		taken[m.Destination] = true
+		s, err := e.mountOf(ctx, c, m)
+		if err != nil {
+			e.releaseMounts(ctx, c)
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	for _, name := range []string{"resolv.conf", "hostname", "hosts"} {
+		if dest := "/etc/" + name; !taken[dest] {
+			out = append(out, specs.Mount{Destination: dest, Type: "bind", Source: filepath.Join(c.dir, name),
+				Options: []string{"bind", "rprivate"}})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b specs.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
+	return out, nil
+}
+
+func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (specs.Mount, error) {
+	if m.Type == mount.TypeTmpfs {
+		opts := []string{"noexec", "nosuid", "nodev"}
+		if slices.Contains(m.Options, "exec") {
+			opts = opts[1:]
+		}
+		if !m.RW {
+			opts = append(opts, "ro")
+		}
+		return specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: append(opts, m.Options...)}, nil
+	}
+	source := m.Source
+	if m.Type == mount.TypeVolume {
+		dir, err := e.opts.Volumes.Mount(ctx, m.Name, c.id)
+		if err != nil {
+			return specs.Mount{}, err
+		}
+		if !m.NoCopy {
+			if err := copyUp(c.rootfs(), m.Destination, dir); err != nil {
+				return specs.Mount{}, fmt.Errorf("copy the image's %s to the volume %s: %w", m.Destination, m.Name, err)
+			}
+		}
+		source = dir
+		if m.Subpath != "" {
+			if source, err = securejoin.SecureJoin(dir, m.Subpath); err != nil {
+				return specs.Mount{}, invalid("cannot access path %s of volume %s: %v", m.Subpath, m.Name, err)
+			}
+			if _, err := os.Stat(source); err != nil {
+				return specs.Mount{}, invalid("cannot access path %s: no such file or directory", source)
+			}
+		}
+	}
+	bind := "rbind"
+	if m.Flat {
+		bind = "bind"
+	}
+	opts := []string{bind, string(cmp.Or(m.Propagation, mount.PropagationRPrivate))}
+	if !m.RW {
+		opts = append(opts, "ro")
+	}
+	return specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: opts}, nil
+}
+
+// copyUp fills an empty volume with what the image has in its place.
+func copyUp(rootfs, dest, volume string) error {
+	entries, err := os.ReadDir(volume)
+	if err != nil || len(entries) > 0 {
+		return err
+	}
+	source, err := securejoin.SecureJoin(rootfs, dest)
+	if err != nil {
+		return err
+	}
+	info, err := os.Lstat(source)
+	if err != nil || !info.IsDir() {
+		return nil // the image has nothing there
+	}
+	return fs.CopyDir(volume, source)
+}
+
+// releaseMounts gives back what mountsOf took.
+func (e *Engine) releaseMounts(ctx context.Context, c *Container) {
+	for _, m := range c.rec.Mounts {
+		if m.Type != mount.TypeVolume {
+			continue
+		}
+		if err := e.opts.Volumes.Unmount(ctx, m.Name, c.id); err != nil {
+			e.log.Warn("cannot unmount volume", "volume", m.Name, "error", err)
+		}
+	}
+}
+
+// releaseVolumes removes the anonymous volumes of a container that goes.
+func (e *Engine) releaseVolumes(ctx context.Context, rec *record.Record, remove bool) {
+	for _, m := range rec.Mounts {
+		if m.Type != mount.TypeVolume || !m.Anon || !remove || m.Name == "" {
+			continue
+		}
+		if err := e.opts.Volumes.Remove(ctx, m.Name, true); err != nil {
+			e.log.Warn("cannot remove volume", "volume", m.Name, "error", err)
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/events"
+	apinet "github.com/moby/moby/api/types/network"
+
+	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/network"
+)
+
+// network gives the container its network and writes what it reads about it.
+func (b *building) network(ctx context.Context) error {
+	c, e := b.c, b.e
+	mode := c.rec.HostConfig.NetworkMode
+	switch {
+	case mode.IsContainer():
+		pid, err := e.pidOf(ctx, mode.ConnectedContainer())
+		if err != nil {
+			return err
+		}
+		b.netns = fmt.Sprintf("/proc/%d/ns/net", pid)
+		return e.copyNetFiles(ctx, c, mode.ConnectedContainer())
+	case mode.IsHost():
+	default:
+		path, err := e.opts.Networks.NewNS(ctx, c.id)
+		if err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
+		b.netns = path
+	}
+	b.onUndo(func(ctx context.Context) { e.releaseNetwork(ctx, c) })
+	for _, name := range sortedNetworks(c.rec) {
+		if _, err := e.opts.Networks.Attach(ctx, e.attachRequest(c.rec, name, b.netns)); err != nil {
+			return err
+		}
+		e.networkEvent(ctx, "connect", name, c.id)
+	}
+	return e.writeNetFiles(c)
+}
+
+// sortedNetworks returns the wanted networks, that of the network mode first.
+func sortedNetworks(rec *record.Record) []string {
+	var names []string
+	mode := string(rec.HostConfig.NetworkMode)
+	for name := range rec.Endpoints {
+		if name != mode {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	if _, ok := rec.Endpoints[mode]; ok {
+		names = slices.Insert(names, 0, mode)
+	}
+	return names
+}
+
+func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.AttachRequest {
+	want := rec.Endpoints[name]
+	req := network.AttachRequest{ContainerID: rec.ID, ContainerName: rec.Name, Network: name, NetNS: netns,
+		GatewayPriority: want.GwPriority, DriverOpts: want.DriverOpts, Names: dnsNames(rec, want)}
+	if len(want.MacAddress) > 0 {
+		req.MAC = want.MacAddress.String()
+	}
+	if want.IPAMConfig != nil {
+		req.IPv4, req.IPv6 = want.IPAMConfig.IPv4Address, want.IPAMConfig.IPv6Address
+	}
+	links := want.Links
+	if name == string(rec.HostConfig.NetworkMode) {
+		links = append(slices.Clone(links), rec.HostConfig.Links...)
+	}
+	for _, link := range links {
+		target, alias, ok := strings.Cut(link, ":")
+		if !ok {
+			alias = target
+		}
+		if req.Links == nil {
+			req.Links = map[string]string{}
+		}
+		req.Links[filepath.Base(alias)] = strings.TrimPrefix(target, "/")
+	}
+	return req
+}
+
+// dnsNames are what other containers call this one.
+func dnsNames(rec *record.Record, want *apinet.EndpointSettings) []string {
+	names := []string{rec.Name, rec.ID[:12]}
+	for _, n := range append(slices.Clone(want.Aliases), rec.Config.Hostname) {
+		if n != "" && !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+func (e *Engine) releaseNetwork(ctx context.Context, c *Container) {
+	for _, ep := range e.opts.Networks.Endpoints(c.id) {
+		e.networkEvent(ctx, "disconnect", ep.NetworkName, c.id)
+	}
+	if err := e.opts.Networks.Release(ctx, c.id); err != nil {
+		e.log.Warn("cannot release the network", "container", c.id, "error", err)
+	}
+}
+
+// writeNetFiles writes the container's hosts, resolv.conf and hostname. They are
+// rewritten in place: the container has them mounted.
+func (e *Engine) writeNetFiles(c *Container) error {
+	rec := c.rec
+	eps := e.opts.Networks.Endpoints(c.id)
+	embedded := false
+	for _, ep := range eps {
+		if n, err := e.opts.Networks.Get(ep.NetworkID); err == nil && n.UserDefined() {
+			embedded = true
+		}
+	}
+	extra, err := e.extraHosts(rec.HostConfig.ExtraHosts)
+	if err != nil {
+		return err
+	}
+	dns := network.DNSConfig{Servers: rec.HostConfig.DNS, Search: rec.HostConfig.DNSSearch, Options: rec.HostConfig.DNSOptions}
+	for name, data := range map[string][]byte{
+		"hosts":       network.Hosts(rec.Config.Hostname, rec.Config.Domainname, eps, extra),
+		"resolv.conf": network.ResolvConf(dns, e.opts.DNS, embedded),
+		"hostname":    []byte(rec.Config.Hostname + "\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(c.dir, name), data, 0o644); err != nil {
+			return fmt.Errorf("write the container's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// copyNetFiles gives the container the files of the one whose network it shares.
+func (e *Engine) copyNetFiles(ctx context.Context, c *Container, from string) error {
+	other, err := e.find(ctx, from)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"hosts", "resolv.conf", "hostname"} {
+		data, err := os.ReadFile(filepath.Join(other.dir, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(c.dir, name), data, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("copy the container's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// extraHosts reads --add-host: name:address, or name=address.
+func (e *Engine) extraHosts(specs []string) ([]network.HostEntry, error) {
+	var out []network.HostEntry
+	for _, spec := range specs {
+		name, addr, ok := strings.Cut(spec, ":")
+		if n, a, eq := strings.Cut(spec, "="); eq && !strings.Contains(n, ":") {
+			name, addr, ok = n, a, true
+		}
+		if !ok {
+			return nil, invalid("bad format for add-host: %q", spec)
+		}
+		ip := e.opts.HostAlias
+		if addr != "host-gateway" {
+			var err error
+			if ip, err = netip.ParseAddr(strings.Trim(addr, "[]")); err != nil {
+				return nil, invalid("invalid IP address in add-host: %q", addr)
+			}
+		} else if !ip.IsValid() {
+			return nil, invalid("unable to derive the IP value for host-gateway")
+		}
+		out = append(out, network.HostEntry{Addr: ip, Names: []string{name}})
+	}
+	return out, nil
+}
+
+func (e *Engine) networkEvent(_ context.Context, action, name, container string) {
+	n, err := e.opts.Networks.Get(name)
+	if err != nil {
+		return
+	}
+	e.publish("network", events.Action(action), n.ID, map[string]string{"name": n.Name, "type": n.Driver, "container": container})
+}

@@ -1,0 +1,282 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/berthvm/berth/guest/container"
+	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/engine/stdio"
+	"github.com/berthvm/berth/guest/keeper"
+)
+
+// Restore takes up the containers that an earlier engine left: those that still
+// run are followed again, those that ended meanwhile are brought to where they
+// belong, and restart policies are applied. It is called once.
+func (e *Engine) Restore(ctx context.Context) error {
+	// ready also when it fails: better to answer with what there is.
+	defer close(e.ready)
+	defer e.Spans.Begin("restore", "")()
+	records, broken, err := e.store.Load()
+	if err != nil {
+		return err
+	}
+	entries, err := e.opts.Keeper.List()
+	if err != nil {
+		return err
+	}
+	byKey := map[string]keeper.Entry{}
+	for _, entry := range entries {
+		byKey[entry.Key] = entry
+	}
+	for _, rec := range records {
+		e.restoreName(rec)
+		c := newContainer(e, rec)
+		e.mu.Lock()
+		e.byID[rec.ID], e.byName[rec.Name] = c, c
+		e.mu.Unlock()
+	}
+	alive := func(id string) bool {
+		entry, ok := byKey["container/"+id]
+		return ok && entry.Process != nil && e.byID[id] != nil
+	}
+	if err := e.opts.Networks.Restore(ctx, alive); err != nil {
+		e.log.Error("cannot restore the networks", "error", err)
+	}
+	e.removeLeftovers(ctx, broken, byKey)
+	var again []*Container
+	for _, c := range e.byID {
+		entry, ok := byKey[c.key()]
+		if c.restore(ctx, entry, ok && entry.Process != nil) {
+			again = append(again, c)
+		}
+	}
+	e.restoreExecs(byKey)
+	e.goRun(e.follow)
+	for key, entry := range byKey { // ends that came while no engine was there
+		if entry.Process != nil && entry.Process.Exited {
+			e.goRun(func() { <-e.ready; e.exited(key, *entry.Process) })
+		}
+	}
+	slices.SortFunc(again, func(a, b *Container) int { return a.rec.Created.Compare(b.rec.Created) })
+	for _, c := range again {
+		e.goRun(func() { <-e.ready; c.startAgain() })
+	}
+	return nil
+}
+
+// restoreName gives a container whose name is taken another one: that cannot
+// happen but by a crash between two writes of a rename.
+func (e *Engine) restoreName(rec *record.Record) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byName[rec.Name] != nil {
+		rec.Name = randomName(func(n string) bool { return e.byName[n] != nil }, rec.ID)
+	}
+}
+
+// removeLeftovers removes what belongs to no container.
+func (e *Engine) removeLeftovers(ctx context.Context, broken []string, kept map[string]keeper.Entry) {
+	for _, id := range broken {
+		e.log.Warn("a container whose creation did not finish is removed", "container", id)
+		if err := errors.Join(e.opts.Images.RemoveRootfs(ctx, id), e.store.Remove(id)); err != nil {
+			e.log.Warn("cannot remove container", "container", id, "error", err)
+		}
+	}
+	for _, id := range e.opts.Images.RootfsKeys() {
+		if e.byID[id] == nil {
+			if err := e.opts.Images.RemoveRootfs(ctx, id); err != nil {
+				e.log.Warn("cannot remove a root file system", "container", id, "error", err)
+			}
+		}
+	}
+	for key := range kept {
+		kind, id, _ := strings.Cut(key, "/")
+		if kind == "container" && e.byID[id] == nil {
+			if task, err := e.opts.Runtime.Load(e.stateDir(), id); err == nil {
+				_ = task.Delete(ctx)
+				task.Close()
+			}
+			_ = e.opts.Keeper.Delete(key)
+			delete(kept, key)
+		}
+	}
+}
+
+// restore brings one container to its true state. It reports whether the restart
+// policy wants it started. Nothing else has the engine's containers yet.
+func (c *Container) restore(ctx context.Context, entry keeper.Entry, kept bool) (again bool) {
+	st := &c.rec.State
+	if kept {
+		if err := c.takeUp(entry.Key, entry.Process.PID); err == nil {
+			return false
+		} else if !errors.Is(err, errNotStarted) {
+			c.e.log.Error("cannot follow a running container: it is stopped", "container", c.id, "error", err)
+		}
+	}
+	if task, err := c.e.opts.Runtime.Load(c.e.stateDir(), c.id); err == nil {
+		_ = task.Delete(ctx)
+		task.Close()
+	}
+	_ = c.e.opts.Keeper.Delete(c.key())
+	c.e.releaseNetwork(ctx, c)
+	c.e.unmountRootfs(c)
+	was := st.Status
+	switch was {
+	case record.Running, record.Paused:
+		// The machine ended without telling us.
+		st.ExitCode, st.FinishedAt, st.PID = 255, time.Now().UTC(), 0
+		_ = st.Status.Transition(record.Exited)
+		c.event(events.ActionDie, "exitCode", "255", "execDuration", seconds(st.FinishedAt.Sub(st.StartedAt)))
+	case record.Restarting:
+		_ = st.Status.Transition(record.Exited)
+	case record.Removing, record.Dead:
+		return c.removeLater()
+	}
+	if c.rec.HostConfig.AutoRemove && was != record.Created {
+		return c.removeLater()
+	}
+	if was != st.Status {
+		c.save(false)
+	}
+	return was != record.Created && wantsRestart(c.rec.HostConfig.RestartPolicy, st.ExitCode, 0, st.Stopped)
+}
+
+func (c *Container) removeLater() bool {
+	c.e.goRun(func() {
+		<-c.e.ready
+		c.mu.Lock()
+		if c.rec.State.Status == record.Removing { // half removed: begin anew
+			_ = c.rec.State.Status.Transition(record.Dead)
+		}
+		c.mu.Unlock()
+		err := c.e.remove(context.Background(), c, RemoveOptions{Force: true, Volumes: c.rec.HostConfig.AutoRemove})
+		if err != nil {
+			c.e.log.Warn("cannot remove container", "container", c.id, "error", err)
+		}
+	})
+	return false
+}
+
+var errNotStarted = errors.New("the container was not started yet")
+
+// takeUp follows a container that ran on while there was no engine.
+func (c *Container) takeUp(key string, pid int) error {
+	if !c.rec.State.Status.Alive() && c.rec.State.Status != record.Created && c.rec.State.Status != record.Exited &&
+		c.rec.State.Status != record.Restarting {
+		return errNotStarted
+	}
+	task, err := c.e.opts.Runtime.Load(c.e.stateDir(), c.id)
+	if err != nil {
+		return err
+	}
+	if !c.rec.State.Status.Alive() && !started(task) {
+		task.Close()
+		return errNotStarted
+	}
+	entry, err := c.e.opts.Keeper.Get(key)
+	if err != nil {
+		task.Close()
+		return err
+	}
+	var k kept
+	if err := json.Unmarshal(entry.Record, &k); err != nil {
+		task.Close()
+		return err
+	}
+	en, err := endsOf(k, entry.Files)
+	if err != nil {
+		task.Close()
+		return err
+	}
+	if c.log != nil {
+		if err := c.log.Open(); err != nil {
+			c.e.log.Error("log entries are lost", "container", c.id, "error", err)
+		}
+	}
+	r := &run{pid: pid, task: task, stop: func() {}}
+	if err := c.adopt(r, en); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rec.State.Status.Alive() { // the crash came between the start and its record
+		_ = c.rec.State.Status.Transition(record.Running)
+		c.rec.State.StartedAt, c.rec.State.PID = time.Now().UTC(), pid
+		c.save(true)
+	}
+	c.watch(r)
+	return nil
+}
+
+// started says whether a task's program was executed: only then it is worth
+// keeping.
+func started(t Task) bool {
+	s, ok := t.(interface {
+		Status() (container.Status, error)
+	})
+	if !ok {
+		return false
+	}
+	status, err := s.Status()
+	return err == nil && (status == container.Running || status == container.Paused)
+}
+
+// restoreExecs takes up the execs of containers that run.
+func (e *Engine) restoreExecs(byKey map[string]keeper.Entry) {
+	for key, listed := range byKey {
+		kind, id, _ := strings.Cut(key, "/")
+		if kind != "exec" {
+			continue
+		}
+		if err := e.restoreExec(key, id, listed); err != nil {
+			_ = e.opts.Keeper.Delete(key)
+		}
+	}
+}
+
+func (e *Engine) restoreExec(key, id string, listed keeper.Entry) error {
+	var k kept
+	if err := json.Unmarshal(listed.Record, &k); err != nil {
+		return err
+	}
+	if k.Exec == nil || listed.Process == nil {
+		return errNotStarted
+	}
+	c := e.byID[k.Exec.Container]
+	if c == nil || c.run == nil {
+		return errNotStarted
+	}
+	entry, err := e.opts.Keeper.Get(key)
+	if err != nil {
+		return err
+	}
+	en, err := endsOf(k, entry.Files)
+	if err != nil {
+		return err
+	}
+	x := &Exec{e: e, c: c, id: id, state: *k.Exec, streams: stdio.NewSet(), done: make(chan struct{})}
+	x.state.Started, x.state.Running, x.state.PID = true, true, listed.Process.PID
+	c.execs[id] = x
+	e.mu.Lock()
+	e.execs[id] = x
+	e.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.adopt(en)
+}
+
+// startAgain applies a restart policy after a boot.
+func (c *Container) startAgain() {
+	err := c.e.start(context.Background(), c, startRestore)
+	if err != nil && !errors.Is(err, ErrNotModified) {
+		c.e.log.Warn("cannot restart container", "container", c.id, "error", err)
+		c.retry()
+	}
+}

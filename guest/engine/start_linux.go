@@ -1,0 +1,619 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	cpty "github.com/creack/pty"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthvm/berth/guest/container"
+	"github.com/berthvm/berth/guest/container/seccomp"
+	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/engine/runspec"
+	"github.com/berthvm/berth/guest/engine/stdio"
+)
+
+// Start starts a container that has no process. ErrNotModified: it has one.
+func (e *Engine) Start(ctx context.Context, name string) error {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	err = e.start(context.WithoutCancel(ctx), c, startUser)
+	if err != nil && !errors.Is(err, ErrNotModified) && c.autoRemove() {
+		if rerr := e.remove(context.WithoutCancel(ctx), c, RemoveOptions{Force: true, Volumes: true}); rerr != nil {
+			e.log.Warn("cannot remove container", "container", c.id, "error", rerr)
+		}
+	}
+	return err
+}
+
+func (c *Container) autoRemove() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.HostConfig.AutoRemove
+}
+
+// startReason says who starts a container.
+type startReason int
+
+const (
+	startUser    startReason = iota
+	startPolicy              // the restart policy, after an exit
+	startRestore             // the restart policy, after a boot
+)
+
+func (e *Engine) start(ctx context.Context, c *Container, why startReason) error {
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	status := c.rec.State.Status
+	c.mu.Unlock()
+	switch {
+	case status == record.Running:
+		return ErrNotModified
+	case status == record.Paused:
+		return conflict("cannot start a paused container, try unpause instead")
+	case status == record.Removing || status == record.Dead:
+		return conflict("container is marked for removal and cannot be started")
+	case why == startPolicy && status != record.Restarting:
+		return ErrNotModified // stopped meanwhile
+	}
+	defer e.Spans.Begin("start", c.id)()
+	b := &building{e: e, c: c}
+	err := b.run(ctx)
+	if err != nil {
+		b.undo(ctx)
+		c.startFailed(err)
+		return fmt.Errorf("%w", startError(c, err))
+	}
+	if why == startUser {
+		c.mu.Lock()
+		c.failures, c.backoff = 0, 0
+		c.rec.State.RestartCount = 0
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// building is a container on its way from nothing to running. Its steps run in
+// order; undo takes back, in reverse, what has been done.
+type building struct {
+	e       *Engine
+	c       *Container
+	cleanup []func(ctx context.Context)
+
+	netns string
+	spec  *specs.Spec
+	run_  *run
+	files []*os.File // the container's ends of its streams
+	ends  ends
+}
+
+// ends are the engine's ends of a process's streams.
+type ends struct {
+	stdin, stdout, stderr *os.File
+	master                *os.File // instead of the others
+}
+
+func (b *building) onUndo(f func(ctx context.Context)) { b.cleanup = append(b.cleanup, f) }
+
+func (b *building) undo(ctx context.Context) {
+	for _, f := range slices.Backward(b.cleanup) {
+		f(ctx)
+	}
+}
+
+func (b *building) run(ctx context.Context) error {
+	steps := []struct {
+		name string
+		f    func(context.Context) error
+	}{
+		{"mount", b.mount},
+		{"network", b.network},
+		{"setup", b.setup},
+		{"clone", b.clone},
+		{"exec", b.exec},
+	}
+	for _, s := range steps {
+		done := b.e.Spans.Begin(s.name, b.c.id)
+		err := s.f(ctx)
+		done()
+		if err != nil {
+			b.closeFiles()
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *building) closeFiles() {
+	for _, f := range b.files {
+		f.Close()
+	}
+	b.files = nil
+}
+
+// mount mounts the root file system.
+func (b *building) mount(ctx context.Context) error {
+	target := b.c.rootfs()
+	if err := b.e.opts.Images.Mount(ctx, b.c.id, target); err != nil {
+		return err
+	}
+	b.onUndo(func(context.Context) { b.e.unmountRootfs(b.c) })
+	return nil
+}
+
+func (e *Engine) unmountRootfs(c *Container) {
+	if err := e.opts.Images.Unmount(c.rootfs()); err != nil {
+		e.log.Warn("cannot unmount", "container", c.id, "error", err)
+		return
+	}
+	_ = os.Remove(c.rootfs())
+}
+
+// setup writes the files the engine provides, makes the streams and the
+// specification.
+func (b *building) setup(ctx context.Context) error {
+	c, rec := b.c, b.c.rec
+	mounts, err := b.e.mountsOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	b.onUndo(func(ctx context.Context) { b.e.releaseMounts(ctx, c) })
+	in := runspec.Input{ID: c.id, Config: rec.Config, HostConfig: rec.HostConfig, Rootfs: c.rootfs(),
+		Cgroup: cgroupPath(rec), NetNS: b.netns, Mounts: mounts}
+	if err := b.e.joinOthers(ctx, rec, &in); err != nil {
+		return err
+	}
+	if init := rec.HostConfig.Init; init != nil && *init && !rec.HostConfig.PidMode.IsHost() && !rec.HostConfig.PidMode.IsContainer() {
+		in.Init = "/sbin/docker-init"
+		in.Mounts = append(in.Mounts, specs.Mount{Destination: in.Init, Type: "bind", Source: b.e.opts.InitPath,
+			Options: []string{"bind", "ro"}})
+	}
+	if dir := rec.Config.WorkingDir; dir != "" && dir != "/" {
+		if err := makeWorkingDir(c.rootfs(), dir); err != nil {
+			return err
+		}
+	}
+	if b.spec, err = runspec.Build(in); err != nil {
+		return err
+	}
+	if b.ends, b.files, err = openStreams(rec.Config.Tty, rec.Config.OpenStdin); err != nil {
+		return err
+	}
+	b.onUndo(func(context.Context) { b.ends.close() })
+	if c.log != nil {
+		if err := c.log.Open(); err != nil {
+			return err
+		}
+		b.onUndo(func(context.Context) { _ = c.log.Close() })
+	}
+	return nil
+}
+
+// makeWorkingDir makes the working directory inside the root file system, if it
+// is missing there: nothing of it may follow a link out.
+func makeWorkingDir(rootfs, dir string) error {
+	if path, err := securejoin.SecureJoin(rootfs, dir); err == nil {
+		if _, err := os.Lstat(path); err == nil {
+			return nil
+		}
+	}
+	f, err := os.OpenRoot(rootfs)
+	if err != nil {
+		return fmt.Errorf("make the working directory: %w", err)
+	}
+	defer f.Close()
+	err = f.MkdirAll(strings.TrimPrefix(filepath.Clean(dir), "/"), 0o755)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the working directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+// cgroupPath is where a container's cgroup lies in the hierarchy.
+func cgroupPath(rec *record.Record) string {
+	if parent := rec.HostConfig.CgroupParent; parent != "" {
+		return filepath.Join("/", parent, rec.ID)
+	}
+	return "/berth/" + rec.ID
+}
+
+// joinOthers finds the namespaces of other containers that this one shares.
+func (e *Engine) joinOthers(ctx context.Context, rec *record.Record, in *runspec.Input) error {
+	h := rec.HostConfig
+	if h.PidMode.IsContainer() {
+		pid, err := e.pidOf(ctx, h.PidMode.Container())
+		if err != nil {
+			return err
+		}
+		in.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	}
+	switch {
+	case h.IpcMode.IsContainer():
+		other, err := e.find(ctx, h.IpcMode.Container())
+		if err != nil {
+			return err
+		}
+		if mode := other.rec.HostConfig.IpcMode; !mode.IsShareable() {
+			return invalid("IPC mode of container %s is not shareable: it is %q", h.IpcMode.Container(), mode)
+		}
+		pid, err := e.pidOf(ctx, other.id)
+		if err != nil {
+			return err
+		}
+		in.IPCNS, in.Shm = fmt.Sprintf("/proc/%d/ns/ipc", pid), fmt.Sprintf("/proc/%d/root/dev/shm", pid)
+	case h.IpcMode.IsHost():
+		in.Shm = "/dev/shm"
+	}
+	return nil
+}
+
+// pidOf returns the first process of a running container.
+func (e *Engine) pidOf(ctx context.Context, name string) (int, error) {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rec.State.Status.Alive() {
+		return 0, conflict("cannot join the namespace of container %s: it is not running", name)
+	}
+	return c.rec.State.PID, nil
+}
+
+// openStreams makes the pipes or the terminal of a process. files are the
+// process's ends: three, or the terminal's slave; nil ones are /dev/null.
+func openStreams(tty, stdin bool) (e ends, files []*os.File, err error) {
+	if tty {
+		master, slave, err := cpty.Open()
+		if err != nil {
+			return e, nil, fmt.Errorf("make a terminal: %w", err)
+		}
+		e.master = master
+		return e, []*os.File{slave}, nil
+	}
+	files = make([]*os.File, 3)
+	defer func() {
+		if err != nil {
+			e.close()
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
+	if stdin {
+		if files[0], e.stdin, err = os.Pipe(); err != nil {
+			return e, nil, fmt.Errorf("make a pipe: %w", err)
+		}
+	}
+	if e.stdout, files[1], err = os.Pipe(); err != nil {
+		return e, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	if e.stderr, files[2], err = os.Pipe(); err != nil {
+		return e, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	return e, files, nil
+}
+
+func (e *ends) close() {
+	for _, f := range e.list() {
+		f.Close()
+	}
+}
+
+// list returns the files in the order in which the keeper holds them.
+func (e *ends) list() []*os.File {
+	var files []*os.File
+	for _, f := range []*os.File{e.master, e.stdout, e.stderr, e.stdin} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	return files
+}
+
+// kept is what the keeper remembers of a process for the engine.
+type kept struct {
+	TTY   bool       `json:"tty"`
+	Stdin bool       `json:"stdin"` // the last file is standard input
+	Exec  *ExecState `json:"exec,omitempty"`
+}
+
+// endsOf puts the keeper's files back in their places.
+func endsOf(k kept, files []*os.File) (ends, error) {
+	var e ends
+	want := []**os.File{&e.master}
+	if !k.TTY {
+		want = []**os.File{&e.stdout, &e.stderr}
+		if k.Stdin {
+			want = append(want, &e.stdin)
+		}
+	}
+	if len(files) != len(want) {
+		for _, f := range files {
+			f.Close()
+		}
+		return e, fmt.Errorf("the keeper holds %d files, not %d", len(files), len(want))
+	}
+	for i, f := range files {
+		*want[i] = f
+	}
+	return e, nil
+}
+
+// put deposits a process's streams with the keeper.
+func (e *Engine) put(key string, k kept, en ends) error {
+	k.TTY, k.Stdin = en.master != nil, en.stdin != nil
+	record, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	return e.opts.Keeper.Put(key, record, en.list()...)
+}
+
+// clone makes the container's first process, which waits to be started.
+func (b *building) clone(ctx context.Context) error {
+	c, e := b.c, b.e
+	if err := e.put(c.key(), kept{}, b.ends); err != nil {
+		return err
+	}
+	b.onUndo(func(context.Context) { _ = e.opts.Keeper.Delete(c.key()) })
+	filter, err := filterFor(c.rec.HostConfig, b.spec)
+	if err != nil {
+		return err
+	}
+	cfg := container.Config{
+		ID: c.id, StateDir: e.stateDir(), Spec: b.spec, Rootfs: c.rootfs(), CgroupPath: b.spec.Linux.CgroupsPath,
+		Seccomp: filter, ExecPath: e.opts.ExecPath, CloneParent: e.opts.CloneParent, Detached: true,
+		Started: func(pid int, pidfd *os.File) error { return e.opts.Keeper.Adopt(c.key(), pid, pidfd) },
+	}
+	if c.rec.Config.Tty {
+		cfg.TTY = b.files[0]
+	} else {
+		cfg.Stdin, cfg.Stdout, cfg.Stderr = b.files[0], b.files[1], b.files[2]
+	}
+	task, err := e.opts.Runtime.Create(ctx, cfg)
+	b.closeFiles()
+	if err != nil {
+		return err
+	}
+	b.onUndo(func(ctx context.Context) {
+		if err := task.Delete(ctx); err != nil {
+			e.log.Warn("cannot delete container", "container", c.id, "error", err)
+		}
+		task.Close()
+	})
+	b.run_ = &run{pid: task.PID(), task: task, stop: func() {}}
+	return nil
+}
+
+// exec lets the user's program run, and follows it.
+func (b *building) exec(ctx context.Context) error {
+	c := b.c
+	if err := c.adopt(b.run_, b.ends); err != nil {
+		return err
+	}
+	b.ends = ends{} // the run's now
+	b.onUndo(func(context.Context) { c.abandon() })
+	if size := c.rec.HostConfig.ConsoleSize; c.rec.Config.Tty && size[0] > 0 && size[1] > 0 {
+		_ = resize(b.run_.master, size[0], size[1])
+	}
+	if err := b.run_.task.Start(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.rec.State.Status.Transition(record.Running); err != nil {
+		return err
+	}
+	st := &c.rec.State
+	st.PID, st.ExitCode, st.Error, st.OOMKilled, st.Stopped = b.run_.pid, 0, "", false, false
+	st.StartedAt, st.Boot = time.Now().UTC(), b.e.opts.BootID
+	c.save(!c.rec.HostConfig.RestartPolicy.IsNone()) // only a policy must know after a power cut
+	c.event(events.ActionStart)
+	c.watch(b.run_)
+	return nil
+}
+
+// adopt makes r the container's run and starts to drain its streams.
+func (c *Container) adopt(r *run, en ends) error {
+	var opened []*os.File
+	poll := func(f *os.File) *os.File {
+		if f == nil {
+			return nil
+		}
+		p, err := stdio.Pollable(f)
+		if err != nil {
+			c.e.log.Error("cannot drain a stream", "container", c.id, "error", err)
+			return nil
+		}
+		opened = append(opened, p)
+		return p
+	}
+	stdin, stdout, stderr, master := poll(en.stdin), poll(en.stdout), poll(en.stderr), poll(en.master)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var log stdio.Log
+	if c.log != nil {
+		log = c.log
+	}
+	streams := c.streams
+	ok := true
+	drain := func(stream stdio.Stream, f *os.File) {
+		if f == nil {
+			return
+		}
+		r.pipes = append(r.pipes, f)
+		r.drained.Add(1)
+		ok = c.e.goRun(func() {
+			defer r.drained.Done()
+			defer f.Close()
+			if err := stdio.Drain(streams, stream, f, f == master, log); err != nil {
+				c.e.log.Warn("log entries are lost", "container", c.id, "error", err)
+			}
+		}) && ok
+	}
+	drain(stdio.Stdout, master)
+	drain(stdio.Stdout, stdout)
+	drain(stdio.Stderr, stderr)
+	if !ok {
+		for _, f := range opened {
+			f.Close()
+		}
+		return errors.New("the engine is shutting down")
+	}
+	r.master = master
+	switch {
+	case master != nil && c.rec.Config.OpenStdin:
+		in, err := dup(master)
+		if err != nil {
+			return err
+		}
+		streams.SetStdin(in, nil)
+	case stdin != nil:
+		key := c.key()
+		streams.SetStdin(stdin, func() { _ = c.e.dropStdin(key) })
+	default:
+		streams.SetStdin(nil, nil)
+	}
+	c.run = r
+	return nil
+}
+
+// abandon takes a run back whose program could not be executed.
+func (c *Container) abandon() {
+	c.mu.Lock()
+	r := c.run
+	c.run = nil
+	c.mu.Unlock()
+	for _, f := range r.pipes {
+		f.Close()
+	}
+	r.drained.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streams.End()
+	c.streams = stdio.NewSet()
+}
+
+// dropStdin makes the keeper forget standard input, so that its reader sees the
+// end.
+func (e *Engine) dropStdin(key string) error {
+	entry, err := e.opts.Keeper.Get(key)
+	if err != nil {
+		return err
+	}
+	var k kept
+	if err := json.Unmarshal(entry.Record, &k); err != nil {
+		return err
+	}
+	en, err := endsOf(k, entry.Files)
+	if err != nil {
+		return err
+	}
+	defer en.close()
+	if en.stdin != nil {
+		en.stdin.Close()
+		en.stdin = nil
+	}
+	return e.put(key, k, en)
+}
+
+func (e *Engine) stateDir() string { return filepath.Join(e.opts.RunDir, "tasks") }
+
+// startFailed records why a start failed. The container stays as it was.
+func (c *Container) startFailed(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := &c.rec.State
+	if st.Status == record.Restarting {
+		_ = st.Status.Transition(record.Exited)
+	}
+	st.ExitCode, st.Error = startCode(err), startError(c, err).Error()
+	st.FinishedAt = time.Now().UTC()
+	c.save(false)
+	c.notifyExit()
+}
+
+// startCode is the exit code of a program that could not be executed, as a shell
+// has it, or 128.
+func startCode(err error) int {
+	switch {
+	case !errors.Is(err, container.ErrProgram):
+		return 128
+	case errors.Is(err, fs.ErrNotExist):
+		return 127
+	}
+	return 126
+}
+
+// startError words a failed start as docker does, whose clients look for the
+// reason in the text.
+func startError(c *Container, err error) error {
+	if !errors.Is(err, container.ErrProgram) {
+		return err
+	}
+	args := slices.Concat(c.rec.Config.Entrypoint, c.rec.Config.Cmd)
+	return programError(args, err)
+}
+
+func programError(args []string, err error) error {
+	name := ""
+	if len(args) > 0 {
+		name = args[0]
+	}
+	reason := err.Error()
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !strings.Contains(name, "/"):
+		reason = "executable file not found in $PATH"
+	case errors.Is(err, fs.ErrNotExist):
+		reason = fmt.Sprintf("stat %s: no such file or directory", name)
+	case errors.Is(err, fs.ErrPermission):
+		reason = "permission denied"
+	case errors.Is(err, syscall.ENOEXEC):
+		reason = "exec format error"
+	}
+	return invalid("failed to create task for container: OCI runtime create failed: unable to start container process: "+
+		"error during container init: exec: %q: %s", name, reason)
+}
+
+// filterFor returns the system-call filter of a container; nil is none. Nearly
+// all containers share one, which package seccomp keeps.
+func filterFor(h *apicontainer.HostConfig, spec *specs.Spec) (*seccomp.Filter, error) {
+	s, err := runspec.ParseSecurity(h.SecurityOpt)
+	if err != nil {
+		return nil, err
+	}
+	if s.Unconfined || h.Privileged && s.Profile == "" {
+		return nil, nil
+	}
+	if s.Profile == "" {
+		return seccomp.Default(spec.Process.Capabilities.Bounding)
+	}
+	rules, err := runspec.Seccomp(s.Profile, spec)
+	if err != nil {
+		return nil, err
+	}
+	seccomp.CloseSocketcall(rules)
+	filter, err := seccomp.Compile(rules)
+	if err != nil {
+		return nil, invalid("cannot use the seccomp profile: %v", err)
+	}
+	return filter, nil
+}
