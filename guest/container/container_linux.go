@@ -3,240 +3,414 @@ package container
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/container/cgroup"
-	"github.com/berthvm/berth/guest/container/seccomp"
 )
-
-// Errors a caller may match with errors.Is.
-var (
-	// ErrExists is returned by Create for an ID that is in use.
-	ErrExists = errors.New("container already exists")
-	// ErrNotFound is returned by Load for an ID that is not in use.
-	ErrNotFound = errors.New("container does not exist")
-	// ErrNotRunning is returned by calls that need the container's process.
-	ErrNotRunning = errors.New("container is not running")
-	// ErrState is returned by calls that the container's status does not allow.
-	ErrState = errors.New("wrong container state")
-	// ErrConfig is wrapped by every error that lies in the specification.
-	ErrConfig = errors.New("invalid configuration")
-	// ErrProgram is wrapped when the user's program cannot be executed. The
-	// system's own reason is wrapped too: fs.ErrNotExist (docker's exit code
-	// 127), fs.ErrPermission and ENOEXEC (126).
-	ErrProgram = errors.New("cannot execute the program")
-)
-
-// Config describes a container to create. The files are borrowed: the caller
-// still owns them and may close its copies once Create has returned.
-type Config struct {
-	ID       string // [A-Za-z0-9][A-Za-z0-9_.+-]*, at most 1024 bytes
-	StateDir string // where containers keep their state; a tmpfs. Each has StateDir/ID
-	Bundle   string // for hooks and State; may be empty
-
-	// Spec says what to build. Create does not change it. Paths in it are paths
-	// of the caller, except mount destinations and the like.
-	Spec *specs.Spec
-	// Rootfs is the mounted root file system; it goes before Spec.Root.Path.
-	Rootfs string
-	// CgroupPath is the cgroup v2 of the container, from the hierarchy's root
-	// ("/berth/ID"); it goes before Spec.Linux.CgroupsPath. Empty in both: no
-	// cgroup of its own.
-	CgroupPath string
-	// Seccomp, if set, is used in place of Spec.Linux.Seccomp.
-	Seccomp *seccomp.Filter
-
-	// Stdin, Stdout and Stderr of the program; nil is /dev/null. With
-	// Spec.Process.Terminal they are not used.
-	Stdin, Stdout, Stderr *os.File
-	// ExtraFiles become descriptors 3, 4, ... of the program.
-	ExtraFiles []*os.File
-	// Console takes the master of a terminal allocated in the container's own
-	// devpts, before Create returns. It owns the file. It is needed when
-	// Spec.Process.Terminal is set and TTY is not.
-	Console func(master *os.File) error
-	// TTY is the slave of a terminal made by the caller, for Spec.Process.Terminal.
-	TTY *os.File
-
-	// ExecPath is the program berth-exec: "/usr/lib/berth/berth-exec" by default.
-	ExecPath string
-	// CloneParent makes the container's process a child of the caller's parent,
-	// which reaps it. Wait cannot be used then.
-	CloneParent bool
-	// Started is called when the process exists and before it does anything: it
-	// waits until Started has returned, and dies when it returns an error or the
-	// caller dies. The pidfd is borrowed.
-	Started func(pid int, pidfd *os.File) error
-	// Detached lets Start be called by another process than Create, after Load. A
-	// container that is not detached dies with its creator until it was started.
-	Detached bool
-}
-
-// ExecConfig describes a further process in a running container. Fields that
-// Config has too mean the same.
-type ExecConfig struct {
-	Process *specs.Process
-	// Seccomp, if set, replaces the container's own filter for this process.
-	Seccomp *seccomp.Filter
-
-	Stdin, Stdout, Stderr *os.File
-	ExtraFiles            []*os.File
-	Console               func(master *os.File) error
-	TTY                   *os.File
-
-	ExecPath    string
-	CloneParent bool
-	Started     func(pid int, pidfd *os.File) error
-
-	// Cgroup is a cgroup below the container's own ("", "a/b") to run in.
-	Cgroup string
-}
-
-// Status is where a container is in its life.
-type Status int
-
-// The statuses. Their names (String) are the OCI's, and are what is persisted.
-const (
-	Creating Status = iota // being built
-	Created                // built; Start has not been called
-	Running
-	Paused
-	Stopped // its first process has ended
-)
-
-func (s Status) String() string {
-	switch s {
-	case Creating:
-		return "creating"
-	case Created:
-		return "created"
-	case Running:
-		return "running"
-	case Paused:
-		return "paused"
-	case Stopped:
-		return "stopped"
-	}
-	return "invalid"
-}
 
 // A Container is one container. Its methods are safe for concurrent use.
 type Container struct {
-	id  string
-	dir string
-}
+	id    string
+	dir   string
+	state *state        // constant
+	group *cgroup.Group // nil: none of its own
+	hooks *specs.Hooks
 
-// Create builds a container up to the point where its program can be executed.
-// ctx bounds the building, not the container's life. When Create fails nothing is
-// left of the container; errors in cfg.Spec wrap ErrConfig.
-func Create(ctx context.Context, cfg Config) (*Container, error) {
-	return nil, errors.ErrUnsupported
+	mu     sync.Mutex
+	pidfd  *os.File // nil: the process is gone, or Close was called
+	closed bool
+	start  *conn // waiting for Start, in the process that created it
 }
 
 // Load finds a container that Create made, also one made by another process,
 // also one whose process has ended meanwhile. An unknown ID is ErrNotFound.
-func Load(stateDir, id string) (*Container, error) { return nil, errors.ErrUnsupported }
-
-// List returns the IDs that have a directory in stateDir, sorted.
-func List(stateDir string) ([]string, error) { return nil, errors.ErrUnsupported }
+func Load(stateDir, id string) (*Container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(stateDir, id)
+	s, err := loadState(dir, id)
+	if err != nil {
+		return nil, err
+	}
+	c := &Container{id: id, dir: dir, state: s, pidfd: s.openProcess()}
+	if s.Spec != nil {
+		c.hooks = s.Spec.Hooks
+	}
+	if s.Cgroup != "" {
+		if c.group, err = cgroup.At(s.Cgroup); err != nil {
+			return nil, fmt.Errorf("container %s: %w", id, err)
+		}
+	}
+	return c, nil
+}
 
 // ID is the container's name.
 func (c *Container) ID() string { return c.id }
 
 // PID is the first process's number in the caller's PID namespace. The number
 // may have been given to another process once the container is Stopped.
-func (c *Container) PID() int { return 0 }
+func (c *Container) PID() int { return c.state.PID }
 
-// PIDFD is the first process's pidfd, owned by the Container.
-func (c *Container) PIDFD() *os.File { return nil }
+// PIDFD is the first process's pidfd, owned by the Container and valid until
+// Close. It is nil when the process had ended already at Load.
+func (c *Container) PIDFD() *os.File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pidfd
+}
 
 // Spec is the specification the container was made from, without its seccomp
-// filter. It must not be changed.
-func (c *Container) Spec() *specs.Spec { return nil }
+// filter. It must not be changed. It is nil for what a creator left that died.
+func (c *Container) Spec() *specs.Spec { return c.state.Spec }
 
 // CgroupPath is the container's cgroup from the hierarchy's root, or "".
-func (c *Container) CgroupPath() string { return "" }
+func (c *Container) CgroupPath() string { return c.state.Cgroup }
+
+// Created is when the container was made.
+func (c *Container) Created() time.Time { return c.state.Created }
+
+// Rootfs is the path of the root file system, as the creator saw it.
+func (c *Container) Rootfs() string { return c.state.Rootfs }
 
 // Status says where the container is in its life.
-func (c *Container) Status() (Status, error) { return 0, errors.ErrUnsupported }
+func (c *Container) Status() (Status, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status()
+}
+
+func (c *Container) status() (Status, error) {
+	switch {
+	case exited(c.pidfd):
+		return Stopped, nil
+	case c.start != nil || c.waitsDetached():
+		return Created, nil
+	}
+	if c.group != nil {
+		frozen, err := c.group.Frozen()
+		if err != nil {
+			return 0, fmt.Errorf("container %s: %w", c.id, err)
+		}
+		if frozen {
+			return Paused, nil
+		}
+	}
+	return Running, nil
+}
+
+func (c *Container) waitsDetached() bool {
+	var st unix.Stat_t
+	return unix.Lstat(filepath.Join(c.dir, startSocket), &st) == nil
+}
 
 // State is the container's state as the OCI defines it.
-func (c *Container) State() (*specs.State, error) { return nil, errors.ErrUnsupported }
+func (c *Container) State() (*specs.State, error) {
+	status, err := c.Status()
+	if err != nil {
+		return nil, err
+	}
+	s := c.ociState()
+	if s.Status = specs.ContainerState(status.String()); status == Stopped {
+		s.Pid = 0
+	}
+	return &s, nil
+}
+
+func (c *Container) ociState() specs.State {
+	s := specs.State{Version: specs.Version, ID: c.id, Pid: c.state.PID, Bundle: c.state.Bundle}
+	if c.state.Spec != nil {
+		s.Annotations = c.state.Spec.Annotations
+	}
+	return s
+}
 
 // Start executes the program. It returns once the kernel has accepted it, or
 // with an error that wraps ErrProgram: the container is Stopped then. It is
 // ErrState when the container is not Created.
-func (c *Container) Start(ctx context.Context) error { return errors.ErrUnsupported }
+func (c *Container) Start(ctx context.Context) error {
+	start, err := c.takeStart()
+	if err != nil {
+		return err
+	}
+	defer start.close()
+	stop := start.interruptible(ctx)
+	defer stop()
+	if err := awaitExec(start, c.PIDFD()); err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	if c.hooks != nil && len(c.hooks.Poststart) > 0 {
+		err := runHooks(ctx, "poststart", c.hooks.Poststart, stateFor(c.ociState(), specs.StateRunning))
+		if err != nil {
+			_ = c.Kill()
+			return fmt.Errorf("start container %s: %w", c.id, err)
+		}
+	}
+	return nil
+}
+
+// takeStart gets the one connection over which the process is waiting.
+func (c *Container) takeStart() (*conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	status, err := c.status()
+	if err != nil {
+		return nil, err
+	}
+	if status != Created {
+		return nil, fmt.Errorf("start container %s, which is %s: %w", c.id, status, ErrState)
+	}
+	if start := c.start; start != nil {
+		c.start = nil
+		return start, nil
+	}
+	// By the directory's descriptor: a socket's path has at most 107 bytes.
+	dir, err := os.Open(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	addr := &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), startSocket)}
+	if err := unix.Connect(fd, addr); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	// Whoever removes the name has the start; a second connection is never accepted.
+	if err := unix.Unlink(filepath.Join(c.dir, startSocket)); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("start container %s, which somebody else starts: %w", c.id, ErrState)
+	}
+	return newConn(fd)
+}
+
+// awaitExec gives the word and waits for what becomes of it.
+func awaitExec(c *conn, pidfd *os.File) error {
+	err := c.proceed()
+	if err == nil {
+		_, _, err = c.receive()
+	}
+	switch {
+	case err == nil:
+		return errors.New("the container's first process sent an unexpected message")
+	case errors.Is(err, io.EOF) && !killedEarly(pidfd):
+		return nil
+	}
+	return describeExit(pidfd, err)
+}
 
 // Signal sends sig to the first process. It is ErrNotRunning when that has ended.
-func (c *Container) Signal(sig syscall.Signal) error { return errors.ErrUnsupported }
+func (c *Container) Signal(sig syscall.Signal) error {
+	return signal(c.PIDFD(), sig, "container "+c.id)
+}
+
+func signal(pidfd *os.File, sig syscall.Signal, name string) error {
+	if exited(pidfd) {
+		return fmt.Errorf("%s: %w", name, ErrNotRunning)
+	}
+	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = ErrNotRunning
+	}
+	if err != nil {
+		return fmt.Errorf("%s: signal %d: %w", name, sig, err)
+	}
+	return nil
+}
 
 // Kill kills every process of the container's cgroup at once; without a cgroup,
 // the first process. No process left is no error.
-func (c *Container) Kill() error { return errors.ErrUnsupported }
+func (c *Container) Kill() error {
+	if c.group != nil && c.group.Exists() {
+		return c.group.Kill()
+	}
+	if err := c.Signal(unix.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
+		return err
+	}
+	return nil
+}
 
 // Pause freezes all processes and returns when they stand still.
-func (c *Container) Pause(ctx context.Context) error { return errors.ErrUnsupported }
+func (c *Container) Pause(ctx context.Context) error {
+	if err := c.need(Running); err != nil {
+		return fmt.Errorf("pause %w", err)
+	}
+	return c.group.Freeze(ctx)
+}
 
 // Resume thaws a paused container.
-func (c *Container) Resume(ctx context.Context) error { return errors.ErrUnsupported }
+func (c *Container) Resume(ctx context.Context) error {
+	if err := c.need(Paused); err != nil {
+		return fmt.Errorf("resume %w", err)
+	}
+	return c.group.Thaw(ctx)
+}
+
+// need checks the status before something that works on the cgroup.
+func (c *Container) need(want Status) error {
+	status, err := c.Status()
+	switch {
+	case err != nil:
+		return err
+	case status != want:
+		return fmt.Errorf("container %s, which is %s: %w", c.id, status, ErrState)
+	case c.group == nil:
+		return fmt.Errorf("container %s: it has no cgroup of its own", c.id)
+	}
+	return nil
+}
 
 // Update changes the limits that r names and keeps the others.
-func (c *Container) Update(r *specs.LinuxResources) error { return errors.ErrUnsupported }
+func (c *Container) Update(r *specs.LinuxResources) error {
+	status, err := c.Status()
+	if err != nil {
+		return err
+	}
+	if status == Stopped {
+		return fmt.Errorf("update container %s: %w", c.id, ErrNotRunning)
+	}
+	if c.group == nil {
+		return fmt.Errorf("update container %s: it has no cgroup of its own", c.id)
+	}
+	if err := cgroup.Check(r); err != nil {
+		return badf("%w", err)
+	}
+	if err := c.group.Set(r); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	if err := c.group.SetPids(r); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	if len(r.Devices) > 0 {
+		return c.group.SetDevices(r.Devices)
+	}
+	return nil
+}
 
 // Stats reads the cgroup's counters.
-func (c *Container) Stats() (cgroup.Stats, error) { return cgroup.Stats{}, errors.ErrUnsupported }
+func (c *Container) Stats() (cgroup.Stats, error) {
+	if c.group == nil {
+		return cgroup.Stats{}, fmt.Errorf("container %s: it has no cgroup of its own", c.id)
+	}
+	s, err := c.group.Stats()
+	if err != nil && !c.group.Exists() {
+		err = ErrNotRunning
+	}
+	if err != nil {
+		return s, fmt.Errorf("container %s: %w", c.id, err)
+	}
+	return s, nil
+}
 
 // WatchOOM calls f each time processes of the container were killed for want of
-// memory, with the number of all kills so far, until ctx ends or the cgroup is
-// gone. Nothing is polled. It returns nil when the cgroup is gone.
+// memory, with the number of all kills so far, until ctx ends or the container has
+// no process any more. Nothing is polled. It returns nil in the latter case.
 func (c *Container) WatchOOM(ctx context.Context, f func(kills uint64)) error {
-	return errors.ErrUnsupported
+	if c.group == nil {
+		return fmt.Errorf("container %s: it has no cgroup of its own", c.id)
+	}
+	return c.group.WatchOOM(ctx, f)
 }
 
 // PIDs lists the container's processes, in the caller's PID namespace.
-func (c *Container) PIDs() ([]int, error) { return nil, errors.ErrUnsupported }
-
-// Wait reaps the first process and says how it ended. It works only in the
-// process that called Create, without CloneParent.
-func (c *Container) Wait(ctx context.Context) (syscall.WaitStatus, error) {
-	return 0, errors.ErrUnsupported
+func (c *Container) PIDs() ([]int, error) {
+	if c.group != nil {
+		return c.group.PIDs()
+	}
+	if exited(c.PIDFD()) {
+		return nil, nil
+	}
+	return []int{c.PID()}, nil
 }
 
-// Exec runs a further process in the container. It returns once the kernel has
-// accepted its program; otherwise the error wraps ErrProgram.
-func (c *Container) Exec(ctx context.Context, cfg ExecConfig) (*Process, error) {
-	return nil, errors.ErrUnsupported
+// Wait reaps the first process and says how it ended. It works only in the
+// process that called Create, without CloneParent, and only once.
+func (c *Container) Wait(ctx context.Context) (syscall.WaitStatus, error) {
+	ws, err := waitFor(ctx, c.PIDFD())
+	if err != nil {
+		return 0, fmt.Errorf("wait for container %s: %w", c.id, err)
+	}
+	return ws, nil
 }
 
 // Delete kills what is left of the container and removes its cgroup and state.
-// It works from any half-made state and may be called again.
-func (c *Container) Delete(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Close gives up the Container's descriptors. The container itself lives on.
-func (c *Container) Close() error { return errors.ErrUnsupported }
-
-// Process is a process started by Exec. Its methods are safe for concurrent use.
-type Process struct {
-	pid int
+// It works from any half-made state and may be called again. The process, if it is
+// this one's child, is reaped.
+func (c *Container) Delete(ctx context.Context) error {
+	c.mu.Lock()
+	start := c.start
+	c.start = nil
+	c.mu.Unlock()
+	start.close()
+	if pidfd := c.PIDFD(); !exited(pidfd) {
+		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
+	}
+	if c.group != nil {
+		if err := c.group.Delete(ctx); err != nil {
+			return fmt.Errorf("delete container %s: %w", c.id, err)
+		}
+	}
+	if err := awaitExit(ctx, c.PIDFD()); err != nil {
+		return fmt.Errorf("delete container %s: its process does not die: %w", c.id, err)
+	}
+	existed := true
+	if _, err := os.Lstat(c.dir); err != nil {
+		existed = false
+	}
+	if err := os.RemoveAll(c.dir); err != nil {
+		return fmt.Errorf("delete container %s: %w", c.id, err)
+	}
+	if existed && c.hooks != nil && len(c.hooks.Poststop) > 0 {
+		state := c.ociState()
+		state.Pid = 0
+		if err := runHooks(ctx, "poststop", c.hooks.Poststop, stateFor(state, specs.StateStopped)); err != nil {
+			return fmt.Errorf("container %s is deleted, but: %w", c.id, err)
+		}
+	}
+	return nil
 }
 
-// PID is the process's number in the caller's PID namespace.
-func (p *Process) PID() int { return p.pid }
-
-// PIDFD is the process's pidfd, owned by the Process.
-func (p *Process) PIDFD() *os.File { return nil }
-
-// Signal sends sig to the process. It is ErrNotRunning when it has ended.
-func (p *Process) Signal(sig syscall.Signal) error { return errors.ErrUnsupported }
-
-// Wait reaps the process. It works only without CloneParent.
-func (p *Process) Wait(ctx context.Context) (syscall.WaitStatus, error) {
-	return 0, errors.ErrUnsupported
+// Close gives up the Container's descriptors. The container itself lives on,
+// unless it waits for a Start that nobody else can give.
+func (c *Container) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.start.close()
+	c.start = nil
+	if c.pidfd != nil {
+		c.pidfd.Close()
+		c.pidfd = nil
+	}
+	return nil
 }
 
-// Close gives up the Process's descriptors. The process itself lives on.
-func (p *Process) Close() error { return errors.ErrUnsupported }
+// cgroupDir opens the cgroup for a further process.
+func (c *Container) cgroupDir(sub string) (*os.File, error) {
+	if c.group == nil {
+		if strings.Trim(sub, "/") != "" {
+			return nil, fmt.Errorf("container %s has no cgroup of its own", c.id)
+		}
+		return nil, nil
+	}
+	g := c.group
+	if strings.Trim(sub, "/") != "" {
+		var err error
+		if g, err = g.Sub(sub); err != nil {
+			return nil, badf("%w", err)
+		}
+	}
+	return g.Open()
+}

@@ -34,10 +34,11 @@ type Command struct {
 	MapIDs func(pid int) error
 }
 
-// Namespace is an existing namespace to join.
+// Namespace is an existing namespace to join, or several of one process when File
+// is a pidfd.
 type Namespace struct {
 	File *os.File
-	Type int // unix.CLONE_NEWNET and so on
+	Type int // unix.CLONE_NEWNET and so on; CLONE_NEWPID stands alone
 }
 
 // The child's steps, for its error report.
@@ -223,7 +224,7 @@ func prepare(c *Command) (*child, func(), error) {
 	ch.files = &files[0]
 	for i, ns := range c.Join {
 		ch.join[i].fd, ch.join[i].kind = int(ns.File.Fd()), ns.Type
-		ch.setRoot = ch.setRoot || ns.Type == unix.CLONE_NEWUSER
+		ch.setRoot = ch.setRoot || ns.Type&unix.CLONE_NEWUSER != 0
 	}
 	ch.njoin = len(c.Join)
 	argv, err := syscall.SlicePtrFromStrings(c.Argv)
@@ -259,7 +260,7 @@ func (c *Command) copiesMemory() bool {
 		return true
 	}
 	for _, ns := range c.Join {
-		if ns.Type == unix.CLONE_NEWTIME {
+		if ns.Type&unix.CLONE_NEWTIME != 0 {
 			return true
 		}
 	}

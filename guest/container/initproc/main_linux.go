@@ -117,15 +117,16 @@ func (p *process) receive() (*order.Order, error) {
 			copy(bigger, buf)
 			buf = bigger
 		}
-		n, err := read(p.control, buf[len(buf):cap(buf)])
+		part := buf[len(buf):cap(buf)]
+		n, err := read(p.control, part)
 		if err != nil {
 			return nil, failed("read the order", err)
 		}
 		if n == 0 {
 			exit(1) // the engine is gone or has changed its mind
 		}
-		last := buf[len(buf)] == order.Last
-		buf = append(buf, buf[len(buf)+1:len(buf)+n]...)
+		last := part[0] == order.Last
+		buf = append(buf, part[1:n]...) // moves it down over the flag
 		if last {
 			o, err := order.Decode(buf)
 			if err != nil {
