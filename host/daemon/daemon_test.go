@@ -219,8 +219,9 @@ func (b *bench) docker(t *testing.T, path string) string {
 func TestConnectionsWait(t *testing.T) {
 	b := newBench(t, fakeguest.Options{EngineDelay: 200 * time.Millisecond})
 	b.run(t)
-	for { // the socket comes with the network
-		if _, err := os.Stat(b.Machine.DockerAddress()); err == nil {
+	for { // the socket comes after the network
+		if conn, err := api.Dial(t.Context(), b.Machine.DockerAddress()); err == nil {
+			conn.Close()
 			break
 		}
 		time.Sleep(time.Millisecond)

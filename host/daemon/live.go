@@ -245,6 +245,12 @@ func (d *daemon) watch(ctx, start context.Context, m vm.Machine) error {
 	beside, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	tasks.Go(func() { off <- m.Wait(beside) })
+	stopClock, err := watchClock(func() { d.sendTime(beside) })
+	if err != nil {
+		d.log.Warn("the guest will not be told when this host has slept", "error", err)
+	} else {
+		defer stopClock()
+	}
 	until, _ := start.Deadline()
 	deadline := time.NewTimer(time.Until(until))
 	defer deadline.Stop()
@@ -283,6 +289,14 @@ func (d *daemon) watch(ctx, start context.Context, m vm.Machine) error {
 			return d.timeout()
 		}
 	}
+}
+
+// sendTime sets the guest's clock, which stood still while this host slept.
+func (d *daemon) sendTime(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	err := d.hello.session().order(ctx, wire.Order{Op: wire.OpTime, Time: time.Now()})
+	d.log.Info("the host's clock has jumped: told the guest", "error", err)
 }
 
 func (d *daemon) up(s *session) {

@@ -47,6 +47,8 @@ type Options struct {
 	Machine machine.Machine
 	// Daemon is the command line of the machine's daemon.
 	Daemon []string
+	// Env is added to this process's environment for the daemon.
+	Env []string
 	// Report, if set, is called with every phase that begins or ends.
 	Report func(api.Phase)
 }
@@ -193,6 +195,7 @@ func run(o Options) error {
 	defer r.Close()
 	cmd := exec.Command(o.Daemon[0], o.Daemon[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = w, crash, o.Machine.DataDir
+	cmd.Env = append(os.Environ(), o.Env...)
 	detach(cmd)
 	err = cmd.Start()
 	w.Close()
