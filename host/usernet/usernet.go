@@ -41,6 +41,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/berthvm/berth/guest/wire"
 )
 
 // The network's addresses.
@@ -169,6 +171,17 @@ func (n *Network) makeStack() error {
 
 // MAC implements vm.Network.
 func (n *Network) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), n.mac...) }
+
+// Guest is how the guest configures its end.
+func (n *Network) Guest() wire.Network {
+	return wire.Network{
+		Address: netip.PrefixFrom(Guest, Subnet.Bits()).String(),
+		Gateway: Gateway.String(),
+		MTU:     n.opts.MTU,
+		DNS:     []string{Gateway.String()},
+		Host:    Host.String(),
+	}
+}
 
 // ServeStream implements vm.Network: QEMU's stream protocol. A cable has two
 // ends: a second connection at the same time is refused.
