@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berthvm/berth/vm/internal/vhostuser/vhosttest"
 )
 
@@ -337,4 +339,57 @@ func FuzzRing(f *testing.F) {
 			t.Errorf("%d chains in one batch of a queue of %d", s.dev.most, size)
 		}
 	})
+}
+
+// TestNoLostKick: a chain that comes while the device wants no kicks is found
+// when it wants them again, because no kick will come for it.
+func TestNoLostKick(t *testing.T) {
+	for name, features := range map[string]uint64{"flags": 0, "event": vhosttest.FeatureEventIdx} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, 1<<20)
+			s.Realize(8)
+			ring := s.NewRing(0, 8)
+			buf := s.Alloc(16)
+			s.Start(version1|features, ring)
+			ring.Offer(vhosttest.Buffer{Off: buf, Len: 16})
+			ring.Kick()
+			if !ring.Wait(5 * time.Second) {
+				t.Fatal("the queue does not work")
+			}
+			ring.Take()
+			time.Sleep(10 * time.Millisecond) // for the device to have gone to sleep
+			q := s.dev.q
+			if !q.Begin() {
+				t.Fatal("the queue does not run")
+			}
+			defer q.End()
+			if q.EnableKicks() {
+				t.Error("a chain in an empty ring")
+			}
+			q.DisableKicks()
+			ring.Offer(vhosttest.Buffer{Off: buf, Len: 16})
+			if !q.EnableKicks() {
+				t.Error("the chain is not seen")
+			}
+		})
+	}
+}
+
+// TestSwappedCall: a call may have gone to the old eventfd while QEMU had
+// already stopped looking at it, so the new one starts with a call.
+func TestSwappedCall(t *testing.T) {
+	s := serve(t, 1<<20)
+	s.Realize(8)
+	ring := s.NewRing(0, 8)
+	call := eventfd(t)
+	s.Do(vhosttest.SetVringCall, vhosttest.U64(0), call)
+	var b [8]byte
+	if _, err := unix.Read(call, b[:]); err != unix.EAGAIN {
+		t.Errorf("call of a queue that does not run: %v", err)
+	}
+	s.Start(version1, ring)
+	s.Do(vhosttest.SetVringCall, vhosttest.U64(0), call)
+	if _, err := unix.Read(call, b[:]); err != nil {
+		t.Errorf("no call: %v", err)
+	}
 }
