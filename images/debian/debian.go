@@ -137,21 +137,35 @@ func (f *Fetcher) cached(p Package) bool {
 	return err == nil && sum == p.SHA256
 }
 
-// choose returns the pinned version of name, or else the newest.
+// choose returns the pinned version of name, or else the newest. If apt's lists
+// have neither, private ones are fetched and asked.
 func (f *Fetcher) choose(ctx context.Context, name string, pins []Package) (Package, error) {
 	pin, pinned := f.pinned(name, pins)
-	if pinned {
-		if known, err := f.known(ctx, pin.Name); err == nil && slices.Contains(known, pin) {
-			return pin, nil
+	for {
+		if pinned {
+			if known, err := f.known(ctx, pin.Name); err == nil && slices.Contains(known, pin) {
+				return pin, nil
+			}
+		}
+		newest, err := f.candidate(ctx, name)
+		if err == nil {
+			f.noteDifference(pin, newest, pins)
+			return newest, nil
+		}
+		if f.options != nil {
+			return Package{}, err
+		}
+		if err := f.update(ctx); err != nil {
+			return Package{}, err
 		}
 	}
-	newest, err := f.newest(ctx, name)
-	if err != nil {
-		return Package{}, err
-	}
+}
+
+// noteDifference tells what is taken instead of a pin.
+func (f *Fetcher) noteDifference(pin, newest Package, pins []Package) {
 	switch {
 	case pins == nil: // whoever wants the newest need not be told
-	case !pinned:
+	case pin.Name == "":
 		f.Note("%s is not pinned for %s; taking %s", newest.Name, f.Arch, newest.Version)
 	case newest.Name != pin.Name:
 		f.Note("%s is gone; taking %s %s", pin.Name, newest.Name, newest.Version)
@@ -160,23 +174,9 @@ func (f *Fetcher) choose(ctx context.Context, name string, pins []Package) (Pack
 	default:
 		f.Note("%s %s has another SHA-256 than its pin: %s, not %s", pin.Name, pin.Version, newest.SHA256, pin.SHA256)
 	}
-	return newest, nil
 }
 
-// newest resolves a metapackage and returns the candidate version. If apt's
-// lists do not have it, private ones are fetched and asked.
-func (f *Fetcher) newest(ctx context.Context, name string) (Package, error) {
-	for {
-		p, err := f.candidate(ctx, name)
-		if err == nil || f.options != nil {
-			return p, err
-		}
-		if err := f.update(ctx); err != nil {
-			return Package{}, err
-		}
-	}
-}
-
+// candidate resolves a metapackage and returns the version apt would install.
 func (f *Fetcher) candidate(ctx context.Context, name string) (Package, error) {
 	if isMeta(name) {
 		out, err := f.apt(ctx, "apt-cache", "depends", "--important", name+":"+f.Arch)

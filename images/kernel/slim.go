@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Offsets in a 64-bit little-endian ELF file.
@@ -15,13 +16,29 @@ const (
 	shtNull, shtNobits = 0, 8
 )
 
+// dropped names the sections that a module loads faster without. Each entry of
+// each of them is relocated, and most are then sorted or patched, at every load;
+// under emulation that was half of the time.
+var dropped = map[string]string{
+	".BTF":           "type information, which the kernel checks at length and only tracing programs read",
+	".BTF.base":      "the same",
+	"__mcount_loc":   "where functions can be traced, see silenceEntries",
+	".orc_unwind":    "for exact stack traces through the module; without it they are guessed",
+	".orc_unwind_ip": "the same",
+	".orc_header":    "the same",
+	".call_sites":    "for the mitigation retbleed=stuff, which is never a default",
+}
+
 // Slim returns a module without what only costs time at load: its signature,
-// which an unlocked kernel verifies to no effect, and its BTF type information,
-// which the kernel checks at length and only tracing programs read. Section
-// numbers stay as they are.
+// which an unlocked kernel verifies to no effect, the dropped sections, and the
+// calls that only tracing uses. Section numbers stay as they are.
 func Slim(module []byte) ([]byte, error) {
 	if len(module) < ehSize || string(module[:6]) != "\x7fELF\x02\x01" {
 		return nil, errors.New("not a 64-bit little-endian ELF file")
+	}
+	module = bytes.Clone(module)
+	if err := silenceEntries(module); err != nil {
+		return nil, err
 	}
 	le := binary.LittleEndian
 	shoff, count := le.Uint64(module[ehShoff:]), int(le.Uint16(module[ehShnum:]))
@@ -54,9 +71,9 @@ func Slim(module []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if name == ".BTF" || name == ".BTF.base" { // not .BTF_ids, which is data
-			le.PutUint64(h[32:], 0)
-			le.PutUint32(h, 0) // nameless: the kernel finds it by name
+		if _, ok := dropped[strings.TrimPrefix(name, ".rela")]; ok {
+			le.PutUint64(h[8:], 0)  // no flags: not loaded, not relocated, not found by name
+			le.PutUint64(h[32:], 0) // no bytes
 		}
 		align := max(le.Uint64(h[48:]), 1)
 		if align > 1<<16 {
