@@ -57,7 +57,7 @@ type Queue struct {
 	flushed   uint16 // used.idx, as the driver sees it
 	flags     uint16 // used.flags, as the driver sees it
 	wantKicks bool
-	batch     int // chains popped since Begin
+	batch     int // chains popped since Begin or EnableKicks
 }
 
 // fence is stored to for the barrier that comes with an atomic store.
@@ -85,9 +85,10 @@ func (q *Queue) End() {
 }
 
 // Pop takes the next chain the driver has offered into c, which it overwrites.
-// It returns false when there is none, when this batch has seen as many chains
-// as the queue has descriptors (the next batch sees the rest), or when the ring
-// is broken, which Err tells apart. Every popped chain has to be pushed.
+// It returns false when there is none, when as many were popped since Begin or
+// EnableKicks as the queue has descriptors, so that a loop ends however fast the
+// driver offers more, or when the ring is broken, which Err tells apart. Every
+// popped chain has to be pushed.
 func (q *Queue) Pop(c *Chain) bool {
 	if q.broken != nil || q.batch >= int(q.num) || !q.pending() {
 		return false
@@ -166,9 +167,11 @@ func (q *Queue) wantsCall(old uint16) bool {
 
 // EnableKicks asks the driver for a kick with the next chain it offers, and
 // reports whether some are there already, in which case no kick may come: the
-// caller goes on popping.
+// caller goes on popping, better after an End and a Begin that let others at the
+// queue.
 func (q *Queue) EnableKicks() bool {
 	q.wantKicks = true
+	q.batch = 0
 	if q.eventIdx {
 		q.setAvailEvent()
 	} else if q.flags != 0 {

@@ -375,6 +375,42 @@ func TestNoLostKick(t *testing.T) {
 	}
 }
 
+// TestBatch: a batch ends although the driver offers more, and EnableKicks says
+// so and lets it go on.
+func TestBatch(t *testing.T) {
+	s := serve(t, 1<<20)
+	s.Realize(8)
+	ring := s.NewRing(0, 4)
+	buf := s.Alloc(16)
+	s.Start(version1, ring)
+	time.Sleep(10 * time.Millisecond) // for the device to have gone to sleep
+	q := s.dev.q
+	if !q.Begin() {
+		t.Fatal("the queue does not run")
+	}
+	defer q.End()
+	var c Chain
+	popped := 0
+	for ; popped < 100; popped++ {
+		ring.Offer(vhosttest.Buffer{Off: buf, Len: 16})
+		if !q.Pop(&c) {
+			break
+		}
+		q.Push(&c, 0)
+		q.Flush()
+		ring.Take()
+	}
+	if popped != 4 {
+		t.Errorf("%d chains in a batch of a queue of 4", popped)
+	}
+	if q.Available() {
+		t.Error("Available promises what Pop will not do")
+	}
+	if !q.EnableKicks() || !q.Available() || !q.Pop(&c) {
+		t.Error("the rest is not to be had")
+	}
+}
+
 // TestSwappedCall: a call may have gone to the old eventfd while QEMU had
 // already stopped looking at it, so the new one starts with a call.
 func TestSwappedCall(t *testing.T) {
