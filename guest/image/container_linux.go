@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -31,10 +33,9 @@ const (
 var keyPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // rootfsTable is what the store knows of containers' roots. What is on the disk
-// is a directory for each, whose symbolic links "image", "manifest", "chain" and
-// "volatile" hold what there is to remember: a link is in the filesystem's
-// journal as a whole, so that a power cut never leaves half a record, and needs
-// no flush.
+// is a directory for each, in which a symbolic link, made last, holds what there
+// is to remember: a link is in the filesystem's journal as a whole, so that a power
+// cut never leaves half a record, and needs no flush.
 type rootfsTable struct {
 	// gate is held for reading while a root is made, for writing while unused
 	// leases are looked for: a lease is not dropped under a new root.
@@ -153,68 +154,56 @@ func (s *Store) layerDirs(ctx context.Context, chain digest.Digest) ([]string, e
 	return []string{empty}, nil
 }
 
-// makeRootfs makes the directory of r as a whole and fills in its paths.
+// makeRootfs makes the directory of r and fills in its paths.
 func (s *Store) makeRootfs(r *Rootfs) error {
-	final := s.path("rootfs", r.Key)
-	if _, err := os.Lstat(final); err == nil {
+	dir := s.path("rootfs", r.Key)
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
 		return fail(errdefs.ErrAlreadyExists, "it is there")
 	}
-	dir, err := os.MkdirTemp(s.path("rootfs"), newPrefix)
 	if err != nil {
 		return err
 	}
-	if _, _, err = rootfs.Make(dir, r.Lower); err == nil {
-		err = writeRecord(dir, *r)
-	}
-	if err == nil {
-		err = os.Rename(dir, final)
+	if r.Upper, r.Work, err = rootfs.Make(dir, r.Lower); err == nil {
+		err = os.Symlink(formatRecord(*r), dir+"/"+recordName)
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
-	r.Upper, r.Work = s.path("rootfs", r.Key, "fs"), s.path("rootfs", r.Key, "work")
 	return nil
 }
 
-// newPrefix and gonePrefix start names that are no keys: roots that are being
-// made and removed.
 const (
-	newPrefix  = ".new-"
+	recordName = "record"
+	// gonePrefix starts names that are no keys: roots that are being removed.
 	gonePrefix = ".gone-"
 )
 
-func writeRecord(dir string, r Rootfs) error {
-	links := [][2]string{{"image", r.Image.String()}, {"manifest", r.Manifest.String()}, {"chain", r.Chain.String()}}
-	if r.Volatile {
-		links = append(links, [2]string{"volatile", "yes"})
-	}
-	for _, l := range links {
-		if l[1] == "" {
-			continue
-		}
-		if err := os.Symlink(l[1], dir+"/"+l[0]); err != nil {
-			return err
-		}
-	}
-	return nil
+// formatRecord returns what there is to remember of a root.
+func formatRecord(r Rootfs) string {
+	return fmt.Sprintf("1 %s %s %s %t", r.Image, r.Manifest, cmp.Or(r.Chain, "-"), r.Volatile)
 }
 
-func readRecord(dir, key string) (Rootfs, error) {
+// parseRecord reads what formatRecord wrote.
+func parseRecord(dir, key, text string) (Rootfs, error) {
 	r := Rootfs{Key: key, Upper: dir + "/fs", Work: dir + "/work"}
-	for name, field := range map[string]*digest.Digest{"image": &r.Image, "manifest": &r.Manifest, "chain": &r.Chain} {
-		value, err := os.Readlink(dir + "/" + name)
-		if errors.Is(err, fs.ErrNotExist) && name == "chain" {
+	fields := strings.Fields(text)
+	if len(fields) != 5 || fields[0] != "1" {
+		return r, fmt.Errorf("record %q: want five fields, the first 1", text)
+	}
+	var err error
+	if r.Volatile, err = strconv.ParseBool(fields[4]); err != nil {
+		return r, fmt.Errorf("record %q: %w", text, err)
+	}
+	for i, field := range []*digest.Digest{&r.Image, &r.Manifest, &r.Chain} {
+		value := fields[i+1]
+		if value == "-" && field == &r.Chain {
 			continue
 		}
-		if err != nil {
-			return r, err
-		}
 		if *field, err = digest.Parse(value); err != nil {
-			return r, fmt.Errorf("%s: %w", name, err)
+			return r, fmt.Errorf("record %q: %w", text, err)
 		}
 	}
-	_, err := os.Readlink(dir + "/volatile")
-	r.Volatile = err == nil
 	return r, nil
 }
 
@@ -229,13 +218,17 @@ func (s *Store) recoverRootfs(all []leases.Lease) error {
 	}
 	for _, e := range entries {
 		dir := s.path("rootfs", e.Name())
-		if strings.HasPrefix(e.Name(), ".") {
+		text, err := os.Readlink(dir + "/" + recordName)
+		if strings.HasPrefix(e.Name(), gonePrefix) || errors.Is(err, fs.ErrNotExist) {
 			if err := os.RemoveAll(dir); err != nil {
 				s.log.Warn("cannot clear a leftover", "path", dir, "error", err)
 			}
 			continue
 		}
-		r, err := readRecord(dir, e.Name())
+		var r Rootfs
+		if err == nil {
+			r, err = parseRecord(dir, e.Name(), text)
+		}
 		if err != nil {
 			s.log.Error("a container's root filesystem is damaged", "path", dir, "error", err)
 			continue

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -149,7 +150,7 @@ func TestReopenKeepsContainers(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, leftover := range []string{newPrefix + "1", gonePrefix + "2"} {
+	for _, leftover := range []string{"halfmade", gonePrefix + "2"} {
 		if err := os.MkdirAll(filepath.Join(root, "rootfs", leftover, "fs"), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -361,4 +362,30 @@ func TestImport(t *testing.T) {
 	if got := mustRead(t, mounted(t, r)+"/bin/x"); got != "x" {
 		t.Errorf("bin/x = %q", got)
 	}
+}
+
+func FuzzRecord(f *testing.F) {
+	d := digest.FromString("x")
+	f.Add(formatRecord(Rootfs{Image: d, Manifest: d, Chain: d}))
+	f.Add(formatRecord(Rootfs{Image: d, Manifest: d, Volatile: true}))
+	f.Add("1 - - - true")
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := parseRecord("/dir", "key", text)
+		if err != nil {
+			return
+		}
+		again, err := parseRecord("/dir", "key", formatRecord(r))
+		if err != nil || !reflect.DeepEqual(r, again) {
+			t.Errorf("%q: %+v, again %+v, %v", text, r, again, err)
+		}
+	})
+}
+
+func FuzzArchiveIndex(f *testing.F) {
+	f.Add(layer(f, entry{name: "oci-layout", body: "{}"}, entry{name: "index.json", body: "{}"}))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if index, err := archiveIndex(bytes.NewReader(body)); err == nil && len(index) > len(body) {
+			t.Errorf("%d bytes of %d", len(index), len(body))
+		}
+	})
 }
