@@ -85,7 +85,7 @@ var rings = map[string]guestConfig{
 	"event":     {features: vhosttest.FeatureEventIdx},
 	"indirect":  {features: vhosttest.FeatureIndirect},
 	"linux":     {features: vhosttest.FeatureEventIdx | vhosttest.FeatureIndirect},
-	"small":     {features: vhosttest.FeatureEventIdx, ringSize: 8, rxBuffer: 60},
+	"small":     {features: vhosttest.FeatureEventIdx, ringSize: 8, rxBuffer: 200},
 	"tiny-wins": {bufAlloc: 5000, rxBuffer: 1000},
 }
 
