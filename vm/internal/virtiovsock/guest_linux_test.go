@@ -113,7 +113,9 @@ func startGuestOn(t testing.TB, dev *Device, cfg guestConfig) *guest {
 
 // run starts the guest's tasks, halt ends them.
 func (g *guest) run() {
+	g.mu.Lock()
 	g.stop = make(chan struct{})
+	g.mu.Unlock()
 	g.tasks.Go(g.receiver)
 	g.tasks.Go(g.sender)
 }
@@ -153,7 +155,13 @@ func (g *guest) reboot() {
 		g.txBuf = append(g.txBuf, off)
 		delete(g.txOf, head)
 	}
-	g.out, g.conns = nil, make(map[connKey]*guestConn)
+	g.mu.Lock()
+	for _, c := range g.conns {
+		c.end(true)
+	}
+	g.out = nil
+	g.cond.Broadcast()
+	g.mu.Unlock()
 	g.refill(int(g.cfg.ringSize))
 	g.fe.Start(vhosttest.FeatureVersion1|g.cfg.features, g.rx, g.tx)
 	g.run()
