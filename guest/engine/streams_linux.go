@@ -139,3 +139,14 @@ func (e *Engine) Resize(ctx context.Context, name string, height, width uint) er
 	c.event(events.ActionResize, "height", itoa(height), "width", itoa(width))
 	return nil
 }
+
+// Committed records that an image was made of a container.
+func (e *Engine) Committed(ctx context.Context, name, imageID, ref, comment string) {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.event(events.ActionCommit, "comment", comment, "imageID", imageID, "imageRef", ref)
+}

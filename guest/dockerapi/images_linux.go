@@ -1,0 +1,251 @@
+package dockerapi
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/common"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
+
+	"github.com/berthvm/berth/guest/engine/images"
+)
+
+func (s *Server) images() {
+	s.handle("GET", "/images/json", s.imageList)
+	s.handle("POST", "/images/create", s.imageCreate)
+	s.handle("POST", "/images/load", s.imageLoad)
+	s.handle("GET", "/images/get", s.imageSave)
+	s.handle("GET", "/images/search", func(*call) error {
+		return errdefs.ErrNotImplemented.WithMessage("search is not supported: Berth has no hub to ask")
+	})
+	s.handle("POST", "/images/prune", func(c *call) error {
+		f, err := c.filters()
+		if err != nil {
+			return err
+		}
+		report, err := s.cfg.Images.Prune(c.Context(), f)
+		if err != nil {
+			return err
+		}
+		return c.reply(http.StatusOK, report)
+	})
+	s.handle("GET", "/images/{name...}/json", s.imageInspect)
+	s.handle("GET", "/images/{name...}/get", s.imageSave)
+	s.handle("GET", "/images/{name...}/history", func(c *call) error {
+		list, err := s.cfg.Images.History(c.Context(), c.vars["name"])
+		if err != nil {
+			return err
+		}
+		return c.reply(http.StatusOK, list)
+	})
+	s.handle("POST", "/images/{name...}/push", s.imagePush)
+	s.handle("POST", "/images/{name...}/tag", func(c *call) error {
+		ref := c.query("repo")
+		if tag := c.query("tag"); tag != "" {
+			ref += ":" + tag
+		}
+		if err := s.cfg.Images.Tag(c.Context(), c.vars["name"], ref); err != nil {
+			return err
+		}
+		return c.done(http.StatusCreated)
+	})
+	s.handle("DELETE", "/images/{name...}", func(c *call) error {
+		list, err := s.cfg.Images.Remove(c.Context(), c.vars["name"], c.flag("force"))
+		if err != nil {
+			return err
+		}
+		return c.reply(http.StatusOK, list)
+	})
+	s.handle("POST", "/commit", s.commit)
+}
+
+func (s *Server) imageList(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	list, err := s.cfg.Images.List(c.Context(), f, c.flag("manifests"))
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, list)
+}
+
+func (s *Server) imageInspect(c *call) error {
+	platform, err := images.ParsePlatform(c.query("platform"))
+	if err != nil {
+		return err
+	}
+	info, err := s.cfg.Images.Inspect(c.Context(), c.vars["name"], platform, c.flag("manifests"))
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, info)
+}
+
+// auth reads the header that says who asks a registry. A malformed one counts as
+// none, as docker has it.
+func (c *call) auth() images.Auth {
+	header := c.Header.Get(registry.AuthHeader)
+	raw, err := base64.URLEncoding.DecodeString(header)
+	if err != nil {
+		if raw, err = base64.RawURLEncoding.DecodeString(header); err != nil {
+			return images.Auth{}
+		}
+	}
+	var a registry.AuthConfig
+	if json.Unmarshal(raw, &a) != nil {
+		return images.Auth{}
+	}
+	if user, password, ok := decodeBasic(a.Auth); ok && a.Username == "" {
+		a.Username, a.Password = user, password
+	}
+	return images.Auth{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
+}
+
+func decodeBasic(s string) (user, password string, ok bool) {
+	raw, err := base64.StdEncoding.DecodeString(s)
+	if err != nil || s == "" {
+		return "", "", false
+	}
+	return strings.Cut(string(raw), ":")
+}
+
+// imageCreate pulls, or imports with fromSrc.
+func (s *Server) imageCreate(c *call) error {
+	platform, err := images.ParsePlatform(c.query("platform"))
+	if err != nil {
+		return err
+	}
+	p := &progress{c: c}
+	if src := c.query("fromSrc"); src != "" {
+		return s.imageImport(c, src, p)
+	}
+	ref, tag := c.query("fromImage"), c.query("tag")
+	if ref == "" {
+		return invalid("no image given: name one with fromImage")
+	}
+	named, err := reference.ParseNormalizedNamed(strings.TrimSuffix(ref, ":"))
+	if err != nil {
+		return invalid("invalid reference format: %v", err)
+	}
+	all := tag == "" && reference.IsNameOnly(named)
+	switch {
+	case strings.Contains(tag, ":"):
+		ref += "@" + tag
+	case tag != "":
+		ref = reference.TrimNamed(named).String() + ":" + tag
+	}
+	return p.end(s.cfg.Images.Pull(c.Context(), ref, platform, all, c.auth(), p.report))
+}
+
+func (s *Server) imageImport(c *call, src string, p *progress) error {
+	if src != "-" {
+		return errdefs.ErrNotImplemented.WithMessage("importing from a URL is not supported: fetch the archive and import it from a file")
+	}
+	platform, err := images.ParsePlatform(c.query("platform"))
+	if err != nil {
+		return err
+	}
+	ref := c.query("repo")
+	if tag := c.query("tag"); ref != "" && tag != "" {
+		ref += ":" + tag
+	}
+	id, err := s.cfg.Images.Import(c.Context(), c.Body, ref, c.query("message"), platform, c.URL.Query()["changes"])
+	if err == nil {
+		p.report(jsonstream.Message{Status: id})
+	}
+	return p.end(err)
+}
+
+func (s *Server) imagePush(c *call) error {
+	platform, err := images.ParsePlatform(c.query("platform"))
+	if err != nil {
+		return err
+	}
+	ref, tag := c.vars["name"], c.query("tag")
+	if tag != "" {
+		ref += ":" + tag
+	}
+	p := &progress{c: c}
+	return p.end(s.cfg.Images.Push(c.Context(), ref, platform, tag == "", c.auth(), p.report))
+}
+
+func (s *Server) imageLoad(c *call) error {
+	p := &progress{c: c}
+	report := p.report
+	if c.flag("quiet") {
+		report = func(m jsonstream.Message) {
+			if m.Stream != "" {
+				p.report(m)
+			}
+		}
+	}
+	return p.end(s.cfg.Images.Load(c.Context(), c.Body, report))
+}
+
+func (s *Server) imageSave(c *call) error {
+	names := c.URL.Query()["names"]
+	if name := c.vars["name"]; name != "" {
+		names = []string{name}
+	}
+	platform, err := images.ParsePlatform(c.query("platform"))
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return invalid("no image given: name at least one")
+	}
+	// What is refused must be refused before the archive begins.
+	if err := s.cfg.Images.Check(c.Context(), names); err != nil {
+		return err
+	}
+	w := &begin{w: c.w, kind: "application/x-tar"}
+	if err := s.cfg.Images.Save(c.Context(), w, names, platform); err != nil {
+		if !w.on {
+			return err
+		}
+		s.log.Warn("saving images failed", "images", names, "error", err)
+		panic(http.ErrAbortHandler) // a cut archive must not look complete
+	}
+	return nil
+}
+
+// begin sends the header with the first bytes.
+type begin struct {
+	w    http.ResponseWriter
+	kind string
+	on   bool
+}
+
+func (b *begin) Write(p []byte) (int, error) {
+	if !b.on {
+		b.on = true
+		b.w.Header().Set("Content-Type", b.kind)
+		b.w.WriteHeader(http.StatusOK)
+	}
+	return b.w.Write(p)
+}
+
+func (s *Server) commit(c *call) error {
+	var cfg apicontainer.Config
+	if err := c.read(&cfg, true); err != nil {
+		return err
+	}
+	ref := c.query("repo")
+	if tag := c.query("tag"); ref != "" && tag != "" {
+		ref += ":" + tag
+	}
+	id, err := s.cfg.Images.Commit(c.Context(), images.CommitOptions{Container: c.query("container"), Ref: ref, Author: c.query("author"),
+		Comment: c.query("comment"), Pause: c.flagOr("pause", true), Config: &cfg, Changes: c.URL.Query()["changes"]})
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusCreated, common.IDResponse{ID: id})
+}

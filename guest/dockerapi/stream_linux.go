@@ -1,0 +1,156 @@
+package dockerapi
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types"
+	"github.com/moby/moby/api/types/jsonstream"
+
+	"github.com/berthvm/berth/guest/engine/stdio"
+)
+
+// frame appends a piece of output with the header of the multiplexed stream.
+func frame(b []byte, stream stdio.Stream, p []byte) []byte {
+	b = append(b, byte(stream), 0, 0, 0)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(p)))
+	return append(b, p...)
+}
+
+// streamType is the content type of output.
+func (c *call) streamType(tty bool) string {
+	if !tty && c.version >= 42 {
+		return types.MediaTypeMultiplexedStream
+	}
+	return types.MediaTypeRawStream
+}
+
+// hijacked is a connection that was taken from HTTP.
+type hijacked struct {
+	net.Conn
+	r *bufio.Reader // holds what the client sent early
+}
+
+func (h *hijacked) Read(p []byte) (int, error) { return h.r.Read(p) }
+
+// interrupt makes a Read return.
+func (h *hijacked) interrupt() { _ = h.SetReadDeadline(time.Unix(1, 0)) }
+
+// hijack takes the connection. With an Upgrade the answer is 101, otherwise, as
+// old clients want it, 200.
+func (c *call) hijack(tty bool) (*hijacked, error) {
+	conn, rw, err := http.NewResponseController(c.w).Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("take over the connection: %w", err)
+	}
+	_ = conn.SetDeadline(time.Time{})
+	var b strings.Builder
+	if up := c.Header.Get("Upgrade"); up != "" {
+		fmt.Fprintf(&b, "HTTP/1.1 101 UPGRADED\r\nContent-Type: %s\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n", c.streamType(tty))
+	} else {
+		fmt.Fprintf(&b, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\n", types.MediaTypeRawStream)
+	}
+	for _, name := range []string{"Server", "Api-Version", "Docker-Experimental", "Ostype"} {
+		fmt.Fprintf(&b, "%s: %s\r\n", name, c.w.Header().Get(name))
+	}
+	b.WriteString("\r\n")
+	if _, err := io.WriteString(conn, b.String()); err != nil {
+		conn.Close()
+		return nil, errBegun
+	}
+	return &hijacked{conn, rw.Reader}, nil
+}
+
+// finish ends a hijacked stream so that the client gets everything: its own end
+// is told first.
+func (h *hijacked) finish() {
+	if half, ok := h.Conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	h.Close()
+}
+
+// output returns the function that writes a process's output to w.
+func output(w io.Writer, tty bool) func(stdio.Stream, []byte) error {
+	var buf []byte
+	return func(stream stdio.Stream, p []byte) error {
+		if tty {
+			_, err := w.Write(p)
+			return err
+		}
+		buf = frame(buf[:0], stream, p)
+		_, err := w.Write(buf)
+		if cap(buf) > 64<<10 {
+			buf = nil
+		}
+		return err
+	}
+}
+
+// progress is a stream of JSON messages, begun by the first.
+type progress struct {
+	c  *call
+	mu sync.Mutex
+	on bool
+}
+
+// message is jsonstream.Message with the field that older clients look for.
+type message struct {
+	jsonstream.Message
+	ErrorText string `json:"error,omitempty"`
+}
+
+func (p *progress) report(m jsonstream.Message) { p.write(message{Message: m}) }
+
+func (p *progress) write(m message) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.on {
+		p.on = true
+		p.c.w.Header().Set("Content-Type", "application/json")
+		p.c.w.WriteHeader(http.StatusOK)
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return
+	}
+	_, _ = p.c.w.Write(append(body, '\r', '\n'))
+	_ = http.NewResponseController(p.c.w).Flush()
+}
+
+// end finishes the stream. An error is an answer of its own when nothing was
+// written yet, and the last message otherwise.
+func (p *progress) end(err error) error {
+	p.mu.Lock()
+	on := p.on
+	p.mu.Unlock()
+	switch {
+	case err != nil && !on:
+		return err
+	case err != nil:
+		p.write(message{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, ErrorText: err.Error()})
+	case !on:
+		p.c.w.Header().Set("Content-Type", "application/json")
+		return p.c.done(http.StatusOK)
+	}
+	return nil
+}
+
+// flusher writes through to the client at once.
+type flusher struct{ w http.ResponseWriter }
+
+func (f flusher) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	if err == nil {
+		err = http.NewResponseController(f.w).Flush()
+	}
+	return n, err
+}

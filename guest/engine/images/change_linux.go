@@ -1,0 +1,139 @@
+package images
+
+import (
+	"encoding/json"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	apicontainer "github.com/moby/moby/api/types/container"
+	apinet "github.com/moby/moby/api/types/network"
+)
+
+// Change applies Dockerfile instructions, as commit and import take them, to a
+// configuration.
+func Change(c *apicontainer.Config, changes []string) error {
+	for _, line := range changes {
+		name, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if err := change(c, strings.ToUpper(name), strings.TrimSpace(rest)); err != nil {
+			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid change %q: %v", line, err))
+		}
+	}
+	return nil
+}
+
+func change(c *apicontainer.Config, name, rest string) error {
+	if rest == "" {
+		return fmt.Errorf("%s requires arguments", name)
+	}
+	switch name {
+	case "CMD":
+		c.Cmd = command(rest, c.Shell)
+	case "ENTRYPOINT":
+		c.Entrypoint = command(rest, c.Shell)
+	case "USER":
+		c.User = rest
+	case "STOPSIGNAL":
+		c.StopSignal = rest
+	case "WORKDIR":
+		if !path.IsAbs(rest) {
+			rest = path.Join("/", c.WorkingDir, rest)
+		}
+		c.WorkingDir = rest
+	case "ONBUILD":
+		c.OnBuild = append(c.OnBuild, rest)
+	case "ENV":
+		for _, kv := range pairs(rest) {
+			c.Env = slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, kv[0]+"=") })
+			c.Env = append(c.Env, kv[0]+"="+kv[1])
+		}
+	case "LABEL":
+		for _, kv := range pairs(rest) {
+			if c.Labels == nil {
+				c.Labels = map[string]string{}
+			}
+			c.Labels[kv[0]] = kv[1]
+		}
+	case "EXPOSE":
+		for _, f := range strings.Fields(rest) {
+			p, err := apinet.ParsePort(f)
+			if err != nil {
+				return err
+			}
+			if c.ExposedPorts == nil {
+				c.ExposedPorts = apinet.PortSet{}
+			}
+			c.ExposedPorts[p] = struct{}{}
+		}
+	case "VOLUME":
+		for _, v := range list(rest) {
+			if c.Volumes == nil {
+				c.Volumes = map[string]struct{}{}
+			}
+			c.Volumes[v] = struct{}{}
+		}
+	default:
+		return fmt.Errorf("%s is not a valid change command", name)
+	}
+	return nil
+}
+
+// command reads the exec form, a JSON list, or the shell form.
+func command(s string, shell []string) []string {
+	var args []string
+	if json.Unmarshal([]byte(s), &args) == nil && strings.HasPrefix(s, "[") {
+		return args
+	}
+	if len(shell) == 0 {
+		shell = []string{"/bin/sh", "-c"}
+	}
+	return append(slices.Clone(shell), s)
+}
+
+func list(s string) []string {
+	var items []string
+	if json.Unmarshal([]byte(s), &items) == nil {
+		return items
+	}
+	return strings.Fields(s)
+}
+
+// pairs reads key=value ..., whose values may be quoted, or "key value".
+func pairs(s string) [][2]string {
+	if key, value, ok := strings.Cut(s, " "); ok && !strings.Contains(key, "=") {
+		return [][2]string{{key, strings.TrimSpace(value)}}
+	}
+	var out [][2]string
+	var word strings.Builder
+	quote := rune(0)
+	flush := func() {
+		if word.Len() == 0 {
+			return
+		}
+		key, value, _ := strings.Cut(word.String(), "=")
+		out = append(out, [2]string{key, value})
+		word.Reset()
+	}
+	escaped := false
+	for _, r := range s {
+		switch {
+		case escaped:
+			word.WriteRune(r)
+			escaped = false
+		case r == '\\':
+			escaped = true
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote == 0 && (r == '"' || r == '\''):
+			quote = r
+		case quote == 0 && r == ' ':
+			flush()
+		default:
+			word.WriteRune(r)
+		}
+	}
+	flush()
+	return out
+}

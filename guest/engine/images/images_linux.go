@@ -1,0 +1,514 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	apiimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/filter"
+	"github.com/berthvm/berth/guest/image"
+)
+
+// Service is the images of one engine. It is safe for concurrent use.
+type Service struct {
+	store  *image.Store
+	engine *engine.Engine
+}
+
+// New returns the service of a store; the engine tells who uses what, and takes
+// the events.
+func New(store *image.Store, e *engine.Engine) *Service { return &Service{store, e} }
+
+// Report takes progress.
+type Report func(jsonstream.Message)
+
+func (r Report) progress() image.ProgressFunc {
+	return func(p image.Progress) {
+		m := jsonstream.Message{ID: p.ID, Status: p.Status}
+		if p.Current > 0 || p.Total > 0 {
+			m.Progress = &jsonstream.Progress{Current: p.Current, Total: p.Total}
+		}
+		r(m)
+	}
+}
+
+func (s *Service) event(action events.Action, id, name string) {
+	s.engine.Journal.Publish(events.Message{Type: events.ImageEventType, Action: action, Scope: "local",
+		Actor: events.Actor{ID: id, Attributes: map[string]string{"name": name}}})
+}
+
+// users lists the containers of every image. A Service has no other way to fail
+// than that the engine ends.
+func (s *Service) users(ctx context.Context) (func(digest.Digest) []image.User, error) {
+	all, err := s.engine.ImageUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return func(id digest.Digest) []image.User {
+		var users []image.User
+		for _, u := range all {
+			if u.ImageID == id.String() {
+				users = append(users, image.User{ContainerID: u.ContainerID, Running: u.Running})
+			}
+		}
+		return users
+	}, nil
+}
+
+// Auth is how a registry is told who asks.
+type Auth = image.Auth
+
+// Pull pulls an image, or with all every tag of a repository.
+func (s *Service) Pull(ctx context.Context, ref string, platform *ocispec.Platform, all bool, auth Auth, report Report) error {
+	pulled, err := s.store.Pull(ctx, ref, image.PullOptions{Platform: platform, All: all, Auth: auth, Progress: report.progress()})
+	for range pulled {
+		s.event(events.ActionPull, ref, ref)
+	}
+	return err
+}
+
+// Push pushes an image, or with all every tag of a repository.
+func (s *Service) Push(ctx context.Context, ref string, platform *ocispec.Platform, all bool, auth Auth, report Report) error {
+	pushed, err := s.store.Push(ctx, ref, image.PushOptions{Platform: platform, All: all, Auth: auth, Progress: report.progress()})
+	for _, p := range pushed {
+		aux, merr := json.Marshal(map[string]any{"Tag": p.Tag, "Digest": p.Digest.String(), "Size": p.Size})
+		if merr == nil {
+			raw := json.RawMessage(aux)
+			report(jsonstream.Message{Aux: &raw})
+		}
+		s.event(events.ActionPush, ref, ref)
+	}
+	return err
+}
+
+var listNames = []string{"dangling", "label", "label!", "before", "since", "reference", "until"}
+
+// listOptions reads the filters of lists and prunes.
+func listOptions(f filter.Set) (image.ListOptions, error) {
+	if err := f.Check(listNames...); err != nil {
+		return image.ListOptions{}, err
+	}
+	o := image.ListOptions{Reference: f.Values("reference"), Labels: f.Values("label"), NotLabels: f.Values("label!")}
+	if f.Has("dangling") {
+		yes, err := f.Bool("dangling", false)
+		if err != nil {
+			return o, err
+		}
+		o.Dangling = &yes
+	}
+	for _, v := range f.Values("before") {
+		o.Before = v
+	}
+	for _, v := range f.Values("since") {
+		o.Since = v
+	}
+	for _, v := range f.Values("until") {
+		t, err := Until(v)
+		if err != nil {
+			return o, err
+		}
+		o.Until = t
+	}
+	return o, nil
+}
+
+// Until reads a moment as docker's filters write it: seconds of the epoch, a date,
+// or how long ago.
+func Until(v string) (time.Time, error) {
+	if d, err := time.ParseDuration(v); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	if secs, err := strconv.ParseFloat(v, 64); err == nil && secs >= 0 && secs < 1<<40 {
+		return time.Unix(0, int64(secs*float64(time.Second))), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid filter 'until=%s'", v))
+}
+
+// List describes the images that match.
+func (s *Service) List(ctx context.Context, f filter.Set, manifests bool) ([]*apiimage.Summary, error) {
+	o, err := listOptions(f)
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.store.List(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.engine.ImageUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := []*apiimage.Summary{}
+	for _, img := range found {
+		sum := &apiimage.Summary{ID: img.ID.String(), ParentID: img.Parent.String(), Created: img.Created.Unix(),
+			Labels: img.Spec.Config.Labels, RepoTags: orEmpty(img.RepoTags), RepoDigests: orEmpty(img.RepoDigests),
+			Size: img.Size(), SharedSize: -1, Descriptor: &img.Target}
+		if img.Created.IsZero() {
+			sum.Created = 0
+		}
+		for _, u := range all {
+			if u.ImageID == sum.ID {
+				sum.Containers++
+			}
+		}
+		if manifests {
+			sum.Manifests = summaries(img, all)
+		}
+		out = append(out, sum)
+	}
+	return out, nil
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func summaries(img image.Image, users []engine.ImageUser) []apiimage.ManifestSummary {
+	list := img.Manifests
+	if len(list) == 0 && img.Manifest.Digest != "" {
+		list = []image.PlatformManifest{{Descriptor: img.Manifest, Available: true}}
+	}
+	out := []apiimage.ManifestSummary{}
+	for _, m := range list {
+		sum := apiimage.ManifestSummary{ID: m.Descriptor.Digest.String(), Descriptor: m.Descriptor, Available: m.Available,
+			Kind: apiimage.ManifestKindImage}
+		sum.Size.Content, sum.Size.Total = m.Descriptor.Size, m.Descriptor.Size
+		if m.Attestation {
+			sum.Kind = apiimage.ManifestKindAttestation
+			sum.AttestationData = &apiimage.AttestationProperties{
+				For: digest.Digest(m.Descriptor.Annotations["vnd.docker.reference.digest"])}
+			out = append(out, sum)
+			continue
+		}
+		sum.ImageData = &apiimage.ImageProperties{Containers: []string{}}
+		if m.Descriptor.Platform != nil {
+			sum.ImageData.Platform = *m.Descriptor.Platform
+		} else if m.Descriptor.Digest == img.Manifest.Digest {
+			sum.ImageData.Platform = img.Spec.Platform
+		}
+		if m.Descriptor.Digest == img.Manifest.Digest {
+			sum.ImageData.Size.Unpacked = img.UnpackedSize
+			sum.Size.Content, sum.Size.Total = img.ContentSize, img.Size()
+		}
+		for _, u := range users {
+			if u.Manifest == sum.ID {
+				sum.ImageData.Containers = append(sum.ImageData.Containers, u.ContainerID)
+			}
+		}
+		out = append(out, sum)
+	}
+	return out
+}
+
+// Inspect describes one image.
+func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Platform, manifests bool) (*apiimage.InspectResponse, error) {
+	img, err := s.store.GetPlatform(ctx, name, platform)
+	if err != nil {
+		return nil, err
+	}
+	r := &apiimage.InspectResponse{ID: img.ID.String(), RepoTags: orEmpty(img.RepoTags), RepoDigests: orEmpty(img.RepoDigests),
+		Author: img.Spec.Author, Config: &img.Spec.Config, Architecture: img.Spec.Architecture, Variant: img.Spec.Variant,
+		Os: img.Spec.OS, OsVersion: img.Spec.OSVersion, Size: img.Size(), Descriptor: &img.Target,
+		RootFS: apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: img.TaggedAt}}
+	if !img.Created.IsZero() {
+		r.Created = img.Created.Format(time.RFC3339Nano)
+	}
+	for _, l := range img.Spec.RootFS.DiffIDs {
+		r.RootFS.Layers = append(r.RootFS.Layers, l.String())
+	}
+	if n := len(img.Spec.History); n > 0 {
+		r.Comment = img.Spec.History[n-1].Comment
+	}
+	if manifests {
+		all, err := s.engine.ImageUsers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.Manifests = summaries(img, all)
+	}
+	return r, nil
+}
+
+// History lists the steps by which an image was made, newest first.
+func (s *Service) History(ctx context.Context, name string) ([]apiimage.HistoryResponseItem, error) {
+	steps, err := s.store.History(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	out := []apiimage.HistoryResponseItem{}
+	for _, h := range steps {
+		item := apiimage.HistoryResponseItem{ID: h.ID, CreatedBy: h.CreatedBy, Comment: h.Comment, Size: h.Size, Tags: h.Tags}
+		if !h.Created.IsZero() {
+			item.Created = h.Created.Unix()
+		}
+		out = append(out, item)
+	}
+	return out, nil
+}
+
+// Tag gives an image another name.
+func (s *Service) Tag(ctx context.Context, name, newName string) error {
+	img, err := s.store.Tag(ctx, name, newName)
+	if err == nil {
+		s.event(events.ActionTag, img.ID.String(), newName)
+	}
+	return err
+}
+
+// Remove takes a name off an image, or removes it.
+func (s *Service) Remove(ctx context.Context, name string, force bool) ([]apiimage.DeleteResponse, error) {
+	users, err := s.users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	deleted, err := s.store.Remove(ctx, name, image.RemoveOptions{Force: force, Users: users})
+	return s.deleted(deleted), err
+}
+
+func (s *Service) deleted(list []image.Deleted) []apiimage.DeleteResponse {
+	out := []apiimage.DeleteResponse{}
+	for _, d := range list {
+		out = append(out, apiimage.DeleteResponse{Untagged: d.Untagged, Deleted: d.Deleted.String()})
+		if d.Untagged != "" {
+			s.event(events.ActionUnTag, d.Untagged, d.Untagged)
+		} else {
+			s.event(events.ActionDelete, d.Deleted.String(), d.Deleted.String())
+		}
+	}
+	return out
+}
+
+// Prune removes images that nobody uses: those without a name, or with
+// dangling=false in f all.
+func (s *Service) Prune(ctx context.Context, f filter.Set) (*apiimage.PruneReport, error) {
+	o, err := listOptions(f)
+	if err != nil {
+		return nil, err
+	}
+	users, err := s.users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := o.Dangling != nil && !*o.Dangling
+	o.Dangling = nil
+	pruned, err := s.store.Prune(ctx, image.PruneOptions{All: all, List: o, Users: users})
+	if err != nil {
+		return nil, err
+	}
+	report := &apiimage.PruneReport{ImagesDeleted: s.deleted(pruned.Deleted), SpaceReclaimed: uint64(max(0, pruned.Reclaimed))}
+	s.engine.Journal.Publish(events.Message{Type: events.ImageEventType, Action: events.ActionPrune, Scope: "local",
+		Actor: events.Actor{Attributes: map[string]string{"reclaimed": strconv.FormatUint(report.SpaceReclaimed, 10)}}})
+	return report, nil
+}
+
+// Load takes an archive of images.
+func (s *Service) Load(ctx context.Context, r io.Reader, report Report) error {
+	loaded, err := s.store.Load(ctx, r, report.progress())
+	for _, l := range loaded {
+		text := "Loaded image: " + l.Ref + "\n"
+		if l.Ref == "" {
+			text = "Loaded image ID: " + l.ID.String() + "\n"
+		}
+		report(jsonstream.Message{Stream: text})
+		s.event(events.ActionLoad, l.ID.String(), l.Ref)
+	}
+	return err
+}
+
+// Check says whether all the images exist.
+func (s *Service) Check(ctx context.Context, names []string) error {
+	for _, name := range names {
+		if _, err := s.store.Get(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Save writes an archive of images.
+func (s *Service) Save(ctx context.Context, w io.Writer, names []string, platform *ocispec.Platform) error {
+	if err := s.store.Save(ctx, w, names, platform); err != nil {
+		return err
+	}
+	for _, n := range names {
+		s.event(events.ActionSave, n, n)
+	}
+	return nil
+}
+
+// Import makes an image of a root file system's archive.
+func (s *Service) Import(ctx context.Context, r io.Reader, ref, message string, platform *ocispec.Platform, changes []string) (string, error) {
+	if ref != "" {
+		if _, err := reference.ParseNormalizedNamed(ref); err != nil {
+			return "", errdefs.ErrInvalidArgument.WithMessage(err.Error())
+		}
+	}
+	var cfg apicontainer.Config
+	if err := Change(&cfg, changes); err != nil {
+		return "", err
+	}
+	img, err := s.store.Import(ctx, r, image.ImportOptions{Ref: ref, Platform: platform, Message: message,
+		Config: imageConfig(&cfg)})
+	if err != nil {
+		return "", err
+	}
+	s.event(events.ActionImport, img.ID.String(), ref)
+	return img.ID.String(), nil
+}
+
+// CommitOptions say what Commit makes of a container.
+type CommitOptions struct {
+	Container       string
+	Ref             string // empty: no name
+	Author, Comment string
+	Pause           bool
+	Config          *apicontainer.Config // replaces the container's where it says something
+	Changes         []string             // Dockerfile instructions
+}
+
+// Commit makes an image of a container.
+func (s *Service) Commit(ctx context.Context, o CommitOptions) (string, error) {
+	info, err := s.engine.Inspect(ctx, o.Container, false)
+	if err != nil {
+		return "", err
+	}
+	cfg := *info.Config
+	if o.Config != nil {
+		override(&cfg, o.Config)
+	}
+	if err := Change(&cfg, o.Changes); err != nil {
+		return "", err
+	}
+	if o.Pause && info.State.Running && !info.State.Paused {
+		if err := s.engine.Pause(ctx, info.ID); err == nil {
+			defer func() { _ = s.engine.Unpause(context.WithoutCancel(ctx), info.ID) }()
+		}
+	}
+	img, err := s.store.Commit(ctx, info.ID, image.CommitOptions{Ref: o.Ref, Author: o.Author, Comment: o.Comment, Config: imageConfig(&cfg)})
+	if err != nil {
+		return "", err
+	}
+	s.engine.Committed(ctx, info.ID, img.ID.String(), o.Ref, o.Comment)
+	return img.ID.String(), nil
+}
+
+// override puts what the client says over the container's configuration.
+func override(to, from *apicontainer.Config) {
+	set := func(dst *string, src string) {
+		if src != "" {
+			*dst = src
+		}
+	}
+	set(&to.User, from.User)
+	set(&to.WorkingDir, from.WorkingDir)
+	set(&to.StopSignal, from.StopSignal)
+	if len(from.Cmd) > 0 {
+		to.Cmd = from.Cmd
+	}
+	if len(from.Entrypoint) > 0 {
+		to.Entrypoint = from.Entrypoint
+	}
+	to.Env = append(slices.Clone(to.Env), from.Env...)
+	if from.Healthcheck != nil {
+		to.Healthcheck = from.Healthcheck
+	}
+	for k, v := range from.Labels {
+		if to.Labels == nil {
+			to.Labels = map[string]string{}
+		}
+		to.Labels[k] = v
+	}
+}
+
+// imageConfig is what an image keeps of a container's configuration.
+func imageConfig(c *apicontainer.Config) dockerspec.DockerOCIImageConfig {
+	var out dockerspec.DockerOCIImageConfig
+	out.User, out.WorkingDir, out.StopSignal = c.User, c.WorkingDir, c.StopSignal
+	out.Env, out.Cmd, out.Entrypoint, out.Labels, out.Volumes = c.Env, c.Cmd, c.Entrypoint, c.Labels, c.Volumes
+	out.Healthcheck, out.OnBuild, out.Shell = c.Healthcheck, c.OnBuild, c.Shell
+	for p := range c.ExposedPorts {
+		if out.ExposedPorts == nil {
+			out.ExposedPorts = map[string]struct{}{}
+		}
+		out.ExposedPorts[p.String()] = struct{}{}
+	}
+	return out
+}
+
+// ParsePlatform reads a platform as clients write it: "linux/arm64", or JSON.
+func ParsePlatform(v string) (*ocispec.Platform, error) {
+	if v == "" {
+		return nil, nil
+	}
+	var p ocispec.Platform
+	if strings.HasPrefix(v, "{") {
+		if err := json.Unmarshal([]byte(v), &p); err != nil {
+			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid platform: %v", err))
+		}
+		return &p, nil
+	}
+	p, err := platforms.Parse(v)
+	if err != nil {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
+	}
+	return &p, nil
+}
+
+// DiskUsage says what images take on the disk.
+func (s *Service) DiskUsage(ctx context.Context, items bool) (*apiimage.DiskUsage, error) {
+	list, err := s.List(ctx, nil, items)
+	if err != nil {
+		return nil, err
+	}
+	total, err := s.store.DiskUsage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	u := &apiimage.DiskUsage{TotalCount: int64(len(list)), TotalSize: total.Content + total.Layers}
+	used := int64(0)
+	for _, img := range list {
+		if img.Containers > 0 {
+			u.ActiveCount++
+			used += img.Size
+		}
+		if items {
+			u.Items = append(u.Items, *img)
+		}
+	}
+	u.Reclaimable = max(0, u.TotalSize-used)
+	return u, nil
+}
+
+// Count is how many images there are.
+func (s *Service) Count(ctx context.Context) int {
+	list, err := s.store.List(ctx, image.ListOptions{})
+	if err != nil {
+		return 0
+	}
+	return len(list)
+}

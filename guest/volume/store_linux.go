@@ -1,0 +1,329 @@
+package volume
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// AnonymousLabel marks volumes that nobody named.
+const AnonymousLabel = "com.docker.volume.anonymous"
+
+// Volume describes a volume. It is a value.
+type Volume struct {
+	Name    string            `json:"name"`
+	Driver  string            `json:"driver"`
+	Created time.Time         `json:"created"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+	Path    string            `json:"-"` // of the content
+}
+
+// Anonymous says whether nobody named the volume.
+func (v Volume) Anonymous() bool { _, ok := v.Labels[AnonymousLabel]; return ok }
+
+// Store is a directory of volumes. It is safe for concurrent use.
+type Store struct {
+	dir string
+
+	mu      sync.Mutex // guards what follows, and the directory
+	holders map[string]map[string]bool
+}
+
+var pattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,}$`)
+
+// Open opens the store in dir, which is made when it is missing.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o701); err != nil {
+		return nil, fmt.Errorf("open the volumes: %w", err)
+	}
+	return &Store{dir: dir, holders: map[string]map[string]bool{}}, nil
+}
+
+func invalid(format string, args ...any) error {
+	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+}
+
+// Create makes a volume; an empty name is a new anonymous one. One that exists
+// with the same driver is returned as it is.
+func (s *Store) Create(_ context.Context, name, driver string, options, labels map[string]string) (Volume, error) {
+	if driver != "" && driver != "local" {
+		return Volume{}, errdefs.ErrNotFound.WithMessage(fmt.Sprintf(
+			"error looking up volume plugin %s: plugin %q not found", driver, driver))
+	}
+	v := Volume{Name: name, Driver: "local", Created: time.Now().UTC(), Labels: maps.Clone(labels), Options: maps.Clone(options)}
+	if name == "" {
+		var b [32]byte
+		rand.Read(b[:]) // never fails
+		v.Name = hex.EncodeToString(b[:])
+		if v.Labels == nil {
+			v.Labels = map[string]string{}
+		}
+		v.Labels[AnonymousLabel] = ""
+	}
+	if !pattern.MatchString(v.Name) || len(v.Name) > 255 {
+		return Volume{}, invalid("create %s: %q includes invalid characters for a local volume name, only "+
+			"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
+	}
+	if err := checkOptions(options); err != nil {
+		return Volume{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, err := s.read(v.Name); err == nil {
+		return old, nil
+	}
+	// The description goes last, and in one piece: a directory without it is no
+	// volume.
+	if err := os.MkdirAll(s.path(v.Name), 0o755); err != nil {
+		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return Volume{}, err
+	}
+	file := filepath.Join(s.dir, v.Name, "volume.json")
+	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
+		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+	}
+	v.Path = s.path(v.Name)
+	return v, nil
+}
+
+func checkOptions(options map[string]string) error {
+	for k := range options {
+		switch k {
+		case "type", "o", "device", "size":
+		default:
+			return invalid("create volume: invalid option: %q", k)
+		}
+	}
+	if options["type"] != "" && options["device"] == "" {
+		return invalid("create volume: missing required option: \"device\"")
+	}
+	return nil
+}
+
+// Ensure is Create for those who want the name and the path only.
+func (s *Store) Ensure(ctx context.Context, name, driver string, options, labels map[string]string) (string, string, error) {
+	v, err := s.Create(ctx, name, driver, options, labels)
+	return v.Name, v.Path, err
+}
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name, "_data") }
+
+func (s *Store) read(name string) (Volume, error) {
+	data, err := os.ReadFile(filepath.Join(s.dir, name, "volume.json"))
+	if err != nil {
+		return Volume{}, err
+	}
+	var v Volume
+	if err := json.Unmarshal(data, &v); err != nil {
+		return Volume{}, err
+	}
+	if v.Name != name {
+		return Volume{}, fmt.Errorf("volume %s describes itself as %q", name, v.Name)
+	}
+	v.Path = s.path(name)
+	return v, nil
+}
+
+// Get returns one volume.
+func (s *Store) Get(name string) (Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.get(name)
+}
+
+func (s *Store) get(name string) (Volume, error) {
+	if !pattern.MatchString(name) {
+		return Volume{}, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
+	}
+	v, err := s.read(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
+	}
+	return v, err
+}
+
+// List returns all volumes, sorted by name.
+func (s *Store) List() ([]Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list the volumes: %w", err)
+	}
+	var list []Volume
+	for _, e := range entries {
+		if v, err := s.read(e.Name()); err == nil {
+			list = append(list, v)
+		}
+	}
+	slices.SortFunc(list, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// Mount makes the volume's content appear at its path. holder is who wants it;
+// the same holder twice counts once.
+func (s *Store) Mount(_ context.Context, name, holder string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.get(name)
+	if err != nil {
+		return "", err
+	}
+	if len(s.holders[name]) == 0 && v.Options["device"] != "" && !mounted(v.Path) {
+		if err := mount(v); err != nil {
+			return "", err
+		}
+	}
+	if s.holders[name] == nil {
+		s.holders[name] = map[string]bool{}
+	}
+	s.holders[name][holder] = true
+	return v.Path, nil
+}
+
+// Unmount ends a holder's use.
+func (s *Store) Unmount(_ context.Context, name, holder string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.holders[name][holder] {
+		return nil
+	}
+	delete(s.holders[name], holder)
+	if len(s.holders[name]) > 0 {
+		return nil
+	}
+	delete(s.holders, name)
+	v, err := s.get(name)
+	if err != nil || v.Options["device"] == "" {
+		return nil
+	}
+	if err := unix.Unmount(v.Path, unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+		return fmt.Errorf("unmount volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// mounted says whether a path is a mount point.
+func mounted(path string) bool {
+	var here, above unix.Stat_t
+	return unix.Lstat(path, &here) == nil && unix.Lstat(filepath.Dir(path), &above) == nil && here.Dev != above.Dev
+}
+
+// mount mounts what the options describe, as mount(8) would.
+func mount(v Volume) error {
+	flags, data := uintptr(0), []string(nil)
+	for o := range strings.SplitSeq(v.Options["o"], ",") {
+		switch o {
+		case "", "rw":
+		case "bind":
+			flags |= unix.MS_BIND
+		case "rbind":
+			flags |= unix.MS_BIND | unix.MS_REC
+		case "ro":
+			flags |= unix.MS_RDONLY
+		case "nosuid":
+			flags |= unix.MS_NOSUID
+		case "nodev":
+			flags |= unix.MS_NODEV
+		case "noexec":
+			flags |= unix.MS_NOEXEC
+		case "noatime":
+			flags |= unix.MS_NOATIME
+		default:
+			data = append(data, o)
+		}
+	}
+	err := unix.Mount(v.Options["device"], v.Path, v.Options["type"], flags, strings.Join(data, ","))
+	if err == nil && flags&unix.MS_BIND != 0 && flags&unix.MS_RDONLY != 0 {
+		err = unix.Mount("", v.Path, "", flags|unix.MS_REMOUNT, "")
+	}
+	if err != nil {
+		return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w",
+			v.Options["device"], v.Path, flags, strings.Join(data, ","), err)
+	}
+	return nil
+}
+
+// Remove removes a volume that nobody holds. With force, one that does not exist
+// is no error.
+func (s *Store) Remove(_ context.Context, name string, force bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.get(name)
+	if err != nil {
+		if force && errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	if len(s.holders[name]) > 0 {
+		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name,
+			strings.Join(slices.Sorted(maps.Keys(s.holders[name])), ", ")))
+	}
+	if v.Options["device"] != "" && mounted(v.Path) {
+		if err := unix.Unmount(v.Path, 0); err != nil {
+			return fmt.Errorf("remove volume %s: %w", name, err)
+		}
+	}
+	// Without its description it is no volume, whatever happens next.
+	if err := os.Remove(filepath.Join(s.dir, name, "volume.json")); err != nil {
+		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// Size measures a volume's content, in bytes.
+func (s *Store) Size(ctx context.Context, name string) (int64, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return 0, err
+	}
+	var total int64
+	seen := map[uint64]bool{} // inodes with several names count once
+	err = filepath.WalkDir(v.Path, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it went away meanwhile
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		info, err := d.Info()
+		if err != nil || !info.Mode().IsRegular() {
+			return nil
+		}
+		if ino, links := inode(info); links > 1 {
+			if seen[ino] {
+				return nil
+			}
+			seen[ino] = true
+		}
+		total += info.Size()
+		return nil
+	})
+	return total, err
+}

@@ -1,0 +1,81 @@
+package volume
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestLife(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Create(ctx, "data", "", nil, map[string]string{"a": "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(v.Path, "f"), []byte("12345"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(v.Path, "f"), filepath.Join(v.Path, "g")); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(dir); err != nil { // a restart
+		t.Fatal(err)
+	}
+	if again, err := s.Create(ctx, "data", "local", nil, nil); err != nil || again.Labels["a"] != "b" {
+		t.Errorf("a volume that exists was made anew: %+v, %v", again, err)
+	}
+	if size, err := s.Size(ctx, "data"); err != nil || size != 5 {
+		t.Errorf("size %d, %v; want 5", size, err)
+	}
+	if _, err := s.Mount(ctx, "data", "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "data", true); !errdefs.IsConflict(err) {
+		t.Errorf("a held volume was removed: %v", err)
+	}
+	if err := s.Unmount(ctx, "data", "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "data", false); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Get("data"); !errdefs.IsNotFound(err) {
+		t.Errorf("after removal: %v", err)
+	}
+	if err := s.Remove(ctx, "data", true); err != nil {
+		t.Errorf("force: %v", err)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	ctx := context.Background()
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"../x", "a/b", ".", "..", "x", "-a", "a b", "a\x00b"} {
+		if _, err := s.Create(ctx, name, "", nil, nil); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("name %q: %v", name, err)
+		}
+		if _, err := s.Get(name); !errdefs.IsNotFound(err) {
+			t.Errorf("get %q: %v", name, err)
+		}
+	}
+	if _, err := s.Create(ctx, "vol", "nfs", nil, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown driver: %v", err)
+	}
+	if _, err := s.Create(ctx, "vol", "", map[string]string{"what": "x"}, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("unknown option: %v", err)
+	}
+	if v, err := s.Create(ctx, "", "", nil, nil); err != nil || !v.Anonymous() || len(v.Name) != 64 {
+		t.Errorf("anonymous: %+v, %v", v, err)
+	}
+}
