@@ -60,15 +60,23 @@ func (lb Loopback) Serve(ctx context.Context, l net.Listener, secret func() []by
 
 var errSecret = errors.New("the stream does not begin with the secret")
 
+// checkSecret reads the preamble of a guest's stream.
+func checkSecret(c io.Reader, secret []byte) error {
+	got := make([]byte, wire.SecretSize)
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if len(secret) != wire.SecretSize || subtle.ConstantTimeCompare(got, secret) != 1 {
+		return errSecret
+	}
+	return nil
+}
+
 // answer reads a request, connects, and replies. Who does not know the secret
 // gets no reply.
 func answer(ctx context.Context, c net.Conn, secret []byte) (net.Conn, error) {
-	got := make([]byte, wire.SecretSize)
-	if _, err := io.ReadFull(c, got); err != nil {
+	if err := checkSecret(c, secret); err != nil {
 		return nil, err
-	}
-	if len(secret) != wire.SecretSize || subtle.ConstantTimeCompare(got, secret) != 1 {
-		return nil, errSecret
 	}
 	addrs, err := readRequest(c)
 	var far net.Conn

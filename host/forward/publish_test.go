@@ -1,0 +1,185 @@
+package forward
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berthvm/berth/guest/wire"
+)
+
+// guest plays the machine's side: it asks for ports and answers their
+// connections.
+type guest struct {
+	publish net.Listener // where the host accepts
+	portal  net.Listener // where the guest accepts
+	ports   *Ports
+}
+
+func newGuest(t *testing.T, secret []byte) *guest {
+	t.Helper()
+	g := &guest{publish: tcpListener(t), portal: tcpListener(t), ports: &Ports{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		g.ports.Serve(ctx, g.publish, func() []byte { return secret }, func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", g.portal.Addr().String())
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		g.portal.Close()
+		<-done
+	})
+	return g
+}
+
+// ask opens a publish stream and returns it with the host's reply.
+func (g *guest) ask(t *testing.T, secret []byte, req wire.PublishRequest) (net.Conn, wire.PublishReply, error) {
+	t.Helper()
+	c, err := net.Dial("tcp", g.publish.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.Write(secret)
+	wire.WriteFrame(c, req)
+	var reply wire.PublishReply
+	err = wire.ReadFrame(c, &reply)
+	return c, reply, err
+}
+
+func TestPublishTCP(t *testing.T) {
+	secret := bytes.Repeat([]byte{3}, wire.SecretSize)
+	g := newGuest(t, secret)
+	stream, reply, err := g.ask(t, secret, wire.PublishRequest{ID: 7, Network: "tcp", Address: "127.0.0.1:0"})
+	if err != nil || reply.Error != "" {
+		t.Fatalf("%+v, %v", reply, err)
+	}
+	if got := g.ports.List(); len(got) != 1 || got[0] != "tcp "+reply.Address {
+		t.Errorf("published: %v", got)
+	}
+	client, err := net.Dial("tcp", reply.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	inside, err := g.portal.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inside.Close()
+	var req wire.PortalRequest
+	if err := wire.ReadFrame(inside, &req); err != nil || req.ID != 7 || req.Peer != client.LocalAddr().String() {
+		t.Errorf("portal request %+v, %v", req, err)
+	}
+	io.WriteString(client, "ping")
+	client.(*net.TCPConn).CloseWrite()
+	if got, err := io.ReadAll(inside); string(got) != "ping" {
+		t.Errorf("inside: %q, %v", got, err)
+	}
+	io.WriteString(inside, "pong")
+	inside.Close()
+	if got, err := io.ReadAll(client); string(got) != "pong" {
+		t.Errorf("outside: %q, %v", got, err)
+	}
+
+	if _, again, _ := g.ask(t, secret, wire.PublishRequest{ID: 8, Network: "tcp", Address: reply.Address}); !strings.Contains(again.Error, "port is already allocated") {
+		t.Errorf("a taken port: %+v", again)
+	}
+	stream.Close()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l, err := net.Listen("tcp", reply.Address)
+		if err == nil {
+			l.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the listener outlived its stream")
+		}
+	}
+}
+
+func TestPublishUDP(t *testing.T) {
+	secret := bytes.Repeat([]byte{4}, wire.SecretSize)
+	g := newGuest(t, secret)
+	_, reply, err := g.ask(t, secret, wire.PublishRequest{ID: 1, Network: "udp", Address: "127.0.0.1:0"})
+	if err != nil || reply.Error != "" {
+		t.Fatalf("%+v, %v", reply, err)
+	}
+	go func() {
+		for {
+			c, err := g.portal.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				var req wire.PortalRequest
+				wire.ReadFrame(c, &req)
+				buf := make([]byte, wire.MaxDatagram)
+				for {
+					n, err := wire.ReadDatagram(c, buf)
+					if err != nil {
+						return
+					}
+					wire.WriteDatagram(c, append([]byte(req.Peer+" "), buf[:n]...))
+				}
+			}()
+		}
+	}()
+	for range 2 {
+		c, err := net.Dial("udp", reply.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		buf := make([]byte, 100)
+		for _, msg := range []string{"a", "b"} {
+			io.WriteString(c, msg)
+			n, err := c.Read(buf)
+			if want := c.LocalAddr().String() + " " + msg; err != nil || string(buf[:n]) != want {
+				t.Fatalf("got %q, %v, want %q", buf[:n], err, want)
+			}
+		}
+	}
+}
+
+func TestPublishRefusals(t *testing.T) {
+	secret := bytes.Repeat([]byte{5}, wire.SecretSize)
+	g := newGuest(t, secret)
+	for _, req := range []wire.PublishRequest{
+		{Network: "tcp", Address: "example.org:80"},
+		{Network: "tcp", Address: "127.0.0.1"},
+		{Network: "tcp", Address: "127.0.0.1:99999"},
+		{Network: "tcp", Address: "[fe80::1%lo]:0"},
+		{Network: "tcp", Address: "192.0.2.1:0"},
+		{Network: "sctp", Address: "127.0.0.1:0"},
+		{Network: "unix", Address: "/run/x"},
+	} {
+		if _, reply, err := g.ask(t, secret, req); err != nil || reply.Error == "" || reply.Address != "" {
+			t.Errorf("%+v: %+v, %v", req, reply, err)
+		}
+	}
+	if _, reply, err := g.ask(t, make([]byte, wire.SecretSize), wire.PublishRequest{Network: "tcp", Address: "127.0.0.1:0"}); err == nil {
+		t.Errorf("without the secret: %+v", reply)
+	}
+}
+
+func FuzzPublishAddr(f *testing.F) {
+	f.Add("0.0.0.0:80")
+	f.Add("[::1%eth0]:1")
+	f.Fuzz(func(t *testing.T, s string) {
+		if at, err := publishAddr(s); err == nil && (!at.IsValid() || at.Addr().Zone() != "") {
+			t.Errorf("%q became %v", s, at)
+		}
+	})
+}
