@@ -29,12 +29,19 @@ type Device struct {
 	server vm.ShareServer
 	log    *slog.Logger
 
-	work sync.WaitGroup // requests in flight
+	work sync.WaitGroup // every goroutine that may call the server
 
 	mu       sync.Mutex // guards what follows; taken before a queue's lock
+	session  *session
 	inFlight int
 	memory   int
 	waiting  []*vhostuser.Queue // with chains that had no room
+}
+
+// session is one run of the guest's driver.
+type session struct {
+	requests sync.WaitGroup // in flight
+	ready    chan struct{}  // closed when the server has forgotten the session before
 }
 
 // New makes the device for a folder that the guest mounts by tag, at most 36
@@ -43,7 +50,9 @@ func New(tag string, server vm.ShareServer, log *slog.Logger) (*Device, error) {
 	if err := (vm.Share{Tag: tag}).Validate(); err != nil {
 		return nil, err
 	}
-	return &Device{tag: tag, server: server, log: log}, nil
+	first := &session{ready: make(chan struct{})}
+	close(first.ready)
+	return &Device{tag: tag, server: server, log: log, session: first}, nil
 }
 
 // Serve serves the front-end at the other end of conn until it hangs up or ctx
@@ -57,18 +66,26 @@ func (d *Device) Serve(ctx context.Context, conn *net.UnixConn) error {
 	return err
 }
 
-// Start is called by the transport.
+// Start is called by the transport. A new driver's requests wait until those of
+// the old one have ended, and the server with them, but the transport does not: a
+// request that hangs on the host must not stop the machine.
 func (d *Device) Start(_ []*vhostuser.Queue, _ uint64, fresh bool) {
 	if !fresh {
 		return
 	}
 	d.mu.Lock()
+	old, next := d.session, &session{ready: make(chan struct{})}
+	d.session = next
 	d.waiting = nil
 	d.mu.Unlock()
-	d.work.Wait() // an old guest's requests must not act on the new one's files
-	if err := d.server.Reset(); err != nil {
-		d.log.Error("cannot start anew on a shared folder", "tag", d.tag, "error", err)
-	}
+	d.work.Go(func() {
+		<-old.ready
+		old.requests.Wait()
+		if err := d.server.Reset(); err != nil {
+			d.log.Error("cannot start anew on a shared folder", "tag", d.tag, "error", err)
+		}
+		close(next.ready)
+	})
 }
 
 // Stop is called by the transport. Requests in flight go on; their replies reach
@@ -84,10 +101,11 @@ func (d *Device) HandleQueue(q *vhostuser.Queue) {
 
 // request is one chain with its buffers.
 type request struct {
-	queue *vhostuser.Queue
-	chain vhostuser.Chain
-	in    []byte
-	out   []byte
+	session *session
+	queue   *vhostuser.Queue
+	chain   vhostuser.Chain
+	in      []byte
+	out     []byte
 }
 
 // pump starts the requests that the guest has queued, as far as there is room.
@@ -103,7 +121,7 @@ func (d *Device) pump(q *vhostuser.Queue) {
 				d.wait(q)
 				return
 			}
-			r := &request{queue: q}
+			r := &request{session: d.session, queue: q}
 			if !q.Pop(&r.chain) {
 				break
 			}
@@ -143,11 +161,14 @@ func (d *Device) start(r *request) {
 	}
 	d.inFlight++
 	d.memory += len(r.in) + len(r.out)
+	r.session.requests.Add(1)
 	d.work.Go(func() { d.serve(r) })
 }
 
 // serve answers a request and makes room for those that wait.
 func (d *Device) serve(r *request) {
+	defer r.session.requests.Done()
+	<-r.session.ready
 	n := d.server.HandleRequest([][]byte{r.in}, [][]byte{r.out})
 	if r.queue.Begin() {
 		written := r.chain.Write(r.out[:min(n, len(r.out))])
