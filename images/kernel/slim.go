@@ -76,7 +76,7 @@ func Slim(module []byte) ([]byte, error) {
 			le.PutUint64(h[32:], 0) // no bytes
 		}
 		align := max(le.Uint64(h[48:]), 1)
-		if align > 1<<16 {
+		if align > 1<<12 {
 			return nil, fmt.Errorf("section %s: alignment %d", name, align)
 		}
 		out.Write(make([]byte, -uint64(out.Len())&(align-1)))
@@ -85,6 +85,9 @@ func Slim(module []byte) ([]byte, error) {
 			if data, err = body(h); err != nil {
 				return nil, err
 			}
+		}
+		if out.Len()+len(data) > 2*len(module)+1<<20 {
+			return nil, errors.New("sections overlap")
 		}
 		le.PutUint64(h[24:], uint64(out.Len()))
 		out.Write(data)

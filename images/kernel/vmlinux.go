@@ -35,6 +35,9 @@ func Vmlinux(bzImage []byte) ([]byte, error) {
 	payload := bzImage[offset : offset+length]
 	// The build appends the decompressed size, which is no part of the stream.
 	size := binary.LittleEndian.Uint32(payload[length-4:])
+	if size > 1<<29 {
+		return nil, fmt.Errorf("kernel: the bzImage claims to hold %d bytes", size)
+	}
 	dec, err := zstd.NewReader(bytes.NewReader(payload[:length-4]), zstd.WithDecoderMaxWindow(1<<30))
 	if err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
