@@ -81,7 +81,6 @@ type entry struct {
 	name, body, link string
 	kind             byte
 	mode             int64
-	size             int64
 	xattrs           map[string]string
 }
 

@@ -107,12 +107,14 @@ func (s *Store) pushTarget(ctx context.Context, target ocispec.Descriptor, platf
 		return img.Manifest, nil
 	}
 	var here []ocispec.Descriptor
+	whole := true
 	for _, m := range img.Manifests {
+		whole = whole && m.Available
 		if m.Available && !m.Attestation {
 			here = append(here, m.Descriptor)
 		}
 	}
-	if len(here) != 1 || len(img.Manifests) == 1 {
+	if whole || len(here) != 1 {
 		return target, nil
 	}
 	report.line(Progress{Status: "Not all platforms of the image are here: pushing the one that is"})

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -27,11 +29,16 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/berthvm/berth/guest/image/registry"
 )
 
 const (
+	// format counts the changes to what the store has on the disk that an older
+	// version would misread.
+	format = 1
+
 	namespace   = "berth"
 	snapshotter = "overlayfs"
 
@@ -68,7 +75,6 @@ type Store struct {
 	mu       sync.Mutex // guards what follows; never held while a database is asked
 	resolved map[digest.Digest]Image
 	gcTimer  *time.Timer
-	gcErr    error
 	closed   bool
 	running  sync.WaitGroup // collections
 }
@@ -110,6 +116,9 @@ func (s *Store) openStores() error {
 			return err
 		}
 	}
+	if err := s.checkFormat(); err != nil {
+		return err
+	}
 	// containerd's libraries tell one logger for the whole process what they also
 	// return, and what is no matter here, such as the lack of fs-verity.
 	_ = log.SetLevel("fatal")
@@ -125,7 +134,7 @@ func (s *Store) openStores() error {
 	opts := *bolt.DefaultOptions
 	opts.Timeout, opts.NoStatistics = lockWait, true
 	s.bolt, err = bolt.Open(s.path("meta.db"), 0o600, &opts)
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return errors.New("another engine has it open")
 	}
 	if err != nil {
@@ -140,6 +149,23 @@ func (s *Store) openStores() error {
 	s.leases = metadata.NewLeaseManager(s.db)
 	s.images = metadata.NewImageStore(s.db)
 	s.applier = apply.NewFileSystemApplier(s.content)
+	return nil
+}
+
+// checkFormat refuses a store that a newer Berth made, before anything is written
+// to it. The format is a link's target: see rootfsTable.
+func (s *Store) checkFormat() error {
+	path := s.path("format")
+	found, err := os.Readlink(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.Symlink(strconv.Itoa(format), path)
+	}
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(found); err != nil || n > format {
+		return fmt.Errorf("its format is %q, this version of Berth knows %d: update Berth", found, format)
+	}
 	return nil
 }
 

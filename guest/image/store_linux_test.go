@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // stored counts what the store holds.
@@ -388,4 +390,73 @@ func FuzzArchiveIndex(f *testing.F) {
 			t.Errorf("%d bytes of %d", len(index), len(body))
 		}
 	})
+}
+
+func TestNewerFormatIsRefused(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	s := reopen(t, root)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, found := range []string{"2", "odd"} {
+		if err := os.Remove(root + "/format"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(found, root+"/format"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), Options{Root: root}); err == nil || !strings.Contains(err.Error(), "update Berth") {
+			t.Errorf("format %s: %v", found, err)
+		}
+	}
+}
+
+// TestAttestations loads, pushes and pulls what buildx makes: an index with an
+// image and with statements about it.
+func TestAttestations(t *testing.T) {
+	s := open(t)
+	img := simple(t, "x")
+	statement := img.add("application/vnd.in-toto+json", []byte(`{"predicateType":"x"}`))
+	config := img.addJSON(t, ocispec.MediaTypeImageConfig, ocispec.Image{
+		Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{statement.Digest}},
+	})
+	attestation := img.addJSON(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{statement},
+	})
+	attestation.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+	attestation.Annotations = map[string]string{attestationAnnotation: "attestation-manifest"}
+	img.desc = img.addJSON(t, ocispec.MediaTypeImageIndex, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{attestation, img.desc},
+	})
+	reg := startRegistry(t, "")
+	ref := reg.addr + "/attested:1"
+	got := load(t, s, img, ref)
+	if len(got.Layers) != 2 || !got.Manifests[0].Attestation || !got.Manifests[0].Available {
+		t.Errorf("loaded %+v", got)
+	}
+	if _, err := s.Push(t.Context(), ref, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	other := open(t)
+	pulled, err := other.Pull(t.Context(), ref, PullOptions{})
+	if err != nil || pulled[0].ID != got.ID || pulled[0].Manifests[0].Available {
+		t.Fatalf("pulled %+v, %v", pulled, err)
+	}
+	// What is here of it can be saved and loaded elsewhere.
+	var saved bytes.Buffer
+	if err := other.Save(t.Context(), &saved, []string{ref}, nil); err != nil {
+		t.Fatal(err)
+	}
+	third := open(t)
+	if _, err := third.Load(t.Context(), &saved, nil); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := third.Get(t.Context(), ref); err != nil || len(again.Layers) != 2 {
+		t.Errorf("loaded again: %+v, %v", again, err)
+	}
+	if err := other.Save(t.Context(), &saved, []string{ref}, &ocispec.Platform{OS: "linux", Architecture: "s390x"}); !errdefs.IsNotFound(err) {
+		t.Errorf("save of a platform that is not here: %v", err)
+	}
 }
