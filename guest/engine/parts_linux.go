@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -115,7 +116,26 @@ func (t nativeTask) Exec(ctx context.Context, cfg container.ExecConfig) (Process
 }
 
 // Store is the Images of guest/image.
-type Store struct{ *image.Store }
+type Store struct {
+	*image.Store
+	// Builtin is closed when the built-in images are there. An image that is not
+	// found before is looked for again then.
+	Builtin <-chan struct{}
+}
+
+// GetPlatform implements Images.
+func (s Store) GetPlatform(ctx context.Context, ref string, platform *ocispec.Platform) (image.Image, error) {
+	img, err := s.Store.GetPlatform(ctx, ref, platform)
+	if s.Builtin == nil || !errdefs.IsNotFound(err) {
+		return img, err
+	}
+	select {
+	case <-s.Builtin:
+		return s.Store.GetPlatform(ctx, ref, platform)
+	case <-ctx.Done():
+		return img, ctx.Err()
+	}
+}
 
 // Prepare implements Images.
 func (s Store) Prepare(ctx context.Context, id, ref string, platform *ocispec.Platform, volatile bool) error {

@@ -28,13 +28,26 @@ import (
 
 // Service is the images of one engine. It is safe for concurrent use.
 type Service struct {
-	store  *image.Store
-	engine *engine.Engine
+	store   *image.Store
+	engine  *engine.Engine
+	builtin <-chan struct{}
 }
 
 // New returns the service of a store; the engine tells who uses what, and takes
-// the events.
-func New(store *image.Store, e *engine.Engine) *Service { return &Service{store, e} }
+// the events. builtin is closed when the built-in images are in the store: what
+// lists or looks for images waits for it.
+func New(store *image.Store, e *engine.Engine, builtin <-chan struct{}) *Service {
+	return &Service{store, e, builtin}
+}
+
+func (s *Service) wait(ctx context.Context) error {
+	select {
+	case <-s.builtin:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Report takes progress.
 type Report func(jsonstream.Message)
@@ -148,6 +161,9 @@ func Until(v string) (time.Time, error) {
 
 // List describes the images that match.
 func (s *Service) List(ctx context.Context, f filter.Set, manifests bool) ([]*apiimage.Summary, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
 	o, err := listOptions(f)
 	if err != nil {
 		return nil, err
@@ -227,6 +243,9 @@ func summaries(img image.Image, users []engine.ImageUser) []apiimage.ManifestSum
 
 // Inspect describes one image.
 func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Platform, manifests bool) (*apiimage.InspectResponse, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
 	img, err := s.store.GetPlatform(ctx, name, platform)
 	if err != nil {
 		return nil, err
@@ -256,6 +275,9 @@ func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Pl
 
 // History lists the steps by which an image was made, newest first.
 func (s *Service) History(ctx context.Context, name string) ([]apiimage.HistoryResponseItem, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
 	steps, err := s.store.History(ctx, name)
 	if err != nil {
 		return nil, err
@@ -273,6 +295,9 @@ func (s *Service) History(ctx context.Context, name string) ([]apiimage.HistoryR
 
 // Tag gives an image another name.
 func (s *Service) Tag(ctx context.Context, name, newName string) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
 	img, err := s.store.Tag(ctx, name, newName)
 	if err == nil {
 		s.event(events.ActionTag, img.ID.String(), newName)
@@ -282,6 +307,9 @@ func (s *Service) Tag(ctx context.Context, name, newName string) error {
 
 // Remove takes a name off an image, or removes it.
 func (s *Service) Remove(ctx context.Context, name string, force bool) ([]apiimage.DeleteResponse, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
 	users, err := s.users(ctx)
 	if err != nil {
 		return nil, err
@@ -342,6 +370,9 @@ func (s *Service) Load(ctx context.Context, r io.Reader, report Report) error {
 
 // Check says whether all the images exist.
 func (s *Service) Check(ctx context.Context, names []string) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
 	for _, name := range names {
 		if _, err := s.store.Get(ctx, name); err != nil {
 			return err

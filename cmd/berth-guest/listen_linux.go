@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/vsock"
+
+	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/wire"
+)
+
+// servers are the listeners and what serves them.
+type servers struct {
+	log    *slog.Logger
+	http   []*http.Server
+	wg     sync.WaitGroup
+	failed chan error
+}
+
+// listen opens the ports. Nothing is accepted from anyone but the host.
+func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers, err error) {
+	s := &servers{log: cfg.log, failed: make(chan error, 4)}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if err := os.Remove(cfg.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	local, err := net.Listen("unix", cfg.socket())
+	if err != nil {
+		return nil, fmt.Errorf("listen for the Docker API: %w", err)
+	}
+	if err := os.Chmod(cfg.socket(), 0o600); err != nil {
+		local.Close()
+		return nil, err
+	}
+	s.serve(local, api)
+	if cfg.native {
+		return s, nil
+	}
+	for port, h := range map[uint32]http.Handler{wire.PortDocker: api, wire.PortControl: control(p.engine)} {
+		l, err := vsock.Listen(port, nil)
+		if err != nil {
+			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+		}
+		s.serve(hostOnly{l}, h)
+	}
+	return s, nil
+}
+
+func (s *servers) serve(l net.Listener, h http.Handler) {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 5 * time.Minute,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	s.http = append(s.http, srv)
+	s.wg.Go(func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			select {
+			case s.failed <- fmt.Errorf("serve %v: %w", l.Addr(), err):
+			default:
+			}
+		}
+	})
+}
+
+// close ends all servers and their connections.
+func (s *servers) close() {
+	for _, srv := range s.http {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		_ = srv.Shutdown(ctx)
+		cancel()
+		_ = srv.Close()
+	}
+	s.wg.Wait()
+}
+
+// hostOnly accepts vsock connections of the host's.
+type hostOnly struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l hostOnly) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if a, ok := c.RemoteAddr().(*vsock.Addr); ok && a.ContextID == wire.HostCID {
+			return c, nil
+		}
+		c.Close()
+	}
+}
+
+// control serves the control API: GET /v1/health and GET /v1/spans.
+func control(e *engine.Engine) http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, struct {
+			Time       time.Time `json:"time"`
+			Containers int       `json:"containers"`
+			Running    int       `json:"running"`
+		}{time.Now(), e.Count().All, e.Count().Running})
+	})
+	mux.HandleFunc("GET /v1/spans", func(w http.ResponseWriter, _ *http.Request) { answer(w, e.Spans.All()) })
+	return mux
+}

@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/http/httpproxy"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/guest/dockerapi"
+	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/images"
+	"github.com/berthvm/berth/guest/engine/localkeeper"
+	"github.com/berthvm/berth/guest/engine/networks"
+	"github.com/berthvm/berth/guest/engine/volumes"
+	"github.com/berthvm/berth/guest/hostdial"
+	"github.com/berthvm/berth/guest/image"
+	"github.com/berthvm/berth/guest/keeper"
+	"github.com/berthvm/berth/guest/network"
+	"github.com/berthvm/berth/guest/volume"
+	"github.com/berthvm/berth/guest/wire"
+)
+
+// config is what the command line says.
+type config struct {
+	native            bool
+	root, run         string
+	welcome, execPath string
+	builtin           string
+	log               *slog.Logger
+}
+
+func (c config) socket() string { return filepath.Join(c.run, "docker.sock") }
+
+// parts are the engine's parts, opened.
+type parts struct {
+	keeper   engine.Keeper
+	store    *image.Store
+	networks *network.Manager
+	volumes  *volume.Store
+	engine   *engine.Engine
+	images   *images.Service
+	builtin  chan struct{} // closed when the built-in images are loaded
+}
+
+// run serves until ctx ends, then stops the containers.
+func run(ctx context.Context, cfg config) error {
+	w, err := readWelcome(cfg)
+	if err != nil {
+		return err
+	}
+	p, err := open(ctx, cfg, w)
+	if err != nil {
+		return err
+	}
+	defer p.close(cfg.log)
+	api := dockerapi.New(dockerapi.Config{Log: cfg.log, Engine: p.engine, Images: p.images,
+		Networks: networks.New(p.networks, p.engine), Volumes: volumes.New(p.volumes, p.engine),
+		Version: w.Machine.Version, About: about(w), Info: info(cfg, w)})
+	servers, err := listen(cfg, w, p, api)
+	if err != nil {
+		return err
+	}
+	ready()
+	background := p.start(ctx, cfg)
+	select {
+	case <-ctx.Done():
+	case err = <-servers.failed:
+	}
+	// Containers first: their last output still reaches whoever is attached.
+	if serr := p.engine.Shutdown(context.WithoutCancel(ctx)); serr != nil {
+		cfg.log.Error("shutdown", "error", serr)
+	}
+	servers.close()
+	background.Wait()
+	return err
+}
+
+// start does what the first answer need not wait for.
+func (p *parts) start(ctx context.Context, cfg config) *errgroup.Group {
+	g := &errgroup.Group{}
+	g.Go(func() error {
+		if err := p.engine.Restore(ctx); err != nil {
+			cfg.log.Error("cannot restore the containers", "error", err)
+		}
+		if err := p.networks.Prepare(ctx); err != nil {
+			cfg.log.Warn("cannot prepare the network", "error", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer close(p.builtin)
+		if err := p.store.LoadBuiltin(ctx, cfg.builtin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			cfg.log.Error("cannot load the built-in images", "error", err)
+		}
+		return nil
+	})
+	return g
+}
+
+// readWelcome reads what PID 1 was told by the host.
+func readWelcome(cfg config) (wire.Welcome, error) {
+	var w wire.Welcome
+	data, err := os.ReadFile(cfg.welcome)
+	if cfg.native && errors.Is(err, fs.ErrNotExist) {
+		name, _ := os.Hostname()
+		return wire.Welcome{Hostname: name, Machine: wire.Machine{Name: name, Version: "dev", Driver: "native"},
+			Network: wire.Network{DNS: nameservers("/etc/resolv.conf"), MTU: 1500}}, nil
+	}
+	if err != nil {
+		return w, fmt.Errorf("read the machine's configuration: %w", err)
+	}
+	if err := json.Unmarshal(data, &w); err != nil {
+		return w, fmt.Errorf("read the machine's configuration %s: %w", cfg.welcome, err)
+	}
+	return w, nil
+}
+
+// nameservers reads the servers of a resolv.conf.
+func nameservers(name string) []string {
+	data, _ := os.ReadFile(name)
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "nameserver" {
+			out = append(out, f[1])
+		}
+	}
+	return out
+}
+
+// open opens all parts, the slow ones at once.
+func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error) {
+	p = &parts{builtin: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			p.close(cfg.log)
+		}
+	}()
+	if err := os.MkdirAll(cfg.run, 0o700); err != nil {
+		return p, err
+	}
+	servers := addresses(w.Network.DNS)
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		p.store, err = image.Open(ctx, imageOptions(cfg, w))
+		return err
+	})
+	g.Go(func() (err error) {
+		p.networks, err = network.Open(ctx, network.Options{Log: cfg.log, StateDir: filepath.Join(cfg.root, "network"),
+			RunDir: filepath.Join(cfg.run, "network"), NetNSDir: filepath.Join(cfg.run, "netns"), DNS: servers, MTU: w.Network.MTU})
+		return err
+	})
+	g.Go(func() (err error) {
+		if p.volumes, err = volume.Open(filepath.Join(cfg.root, "volumes")); err != nil {
+			return err
+		}
+		if cfg.native {
+			p.keeper = localkeeper.New()
+			return nil
+		}
+		p.keeper, err = keeper.Dial(filepath.Join(cfg.run, "keeper.sock"))
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return p, err
+	}
+	host, _ := netip.ParseAddr(w.Network.Host)
+	p.engine, err = engine.Open(engine.Options{Log: cfg.log, Runtime: engine.Native{},
+		Images: engine.Store{Store: p.store, Builtin: p.builtin}, Networks: p.networks,
+		Volumes: p.volumes, Keeper: p.keeper, StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
+		ExecPath: cfg.execPath, InitPath: initPath(cfg), CloneParent: !cfg.native, Hostname: w.Hostname,
+		Socket: cfg.socket(), DNS: servers, HostAlias: host, BootID: bootID()})
+	if err != nil {
+		return p, err
+	}
+	p.images = images.New(p.store, p.engine, p.builtin)
+	return p, nil
+}
+
+func imageOptions(cfg config, w wire.Welcome) image.Options {
+	dialer := &hostdial.Dialer{Secret: w.Secret}
+	o := image.Options{Root: filepath.Join(cfg.root, "images"), Log: cfg.log, Dial: dialer.DialContext}
+	if cfg.native {
+		o.Dial = nil
+	}
+	if w.CABundle != "" {
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			roots = x509.NewCertPool()
+		}
+		roots.AppendCertsFromPEM([]byte(w.CABundle))
+		o.Roots = roots
+	}
+	if w.Proxy != (wire.Proxy{}) {
+		proxy := (&httpproxy.Config{HTTPProxy: w.Proxy.HTTP, HTTPSProxy: w.Proxy.HTTPS, NoProxy: w.Proxy.No}).ProxyFunc()
+		o.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
+	}
+	return o
+}
+
+func addresses(list []string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// initPath is the program behind --init: berth-exec under another name.
+func initPath(cfg config) string {
+	path := cfg.execPath
+	if path == "" {
+		path = "/usr/lib/berth/berth-exec"
+	}
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
+func bootID() string {
+	data, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data))
+}
+
+// close frees everything. The engine has been closed by Shutdown, or never ran.
+func (p *parts) close(log *slog.Logger) {
+	var errs []error
+	if p.engine != nil {
+		errs = append(errs, p.engine.Close())
+	}
+	if p.networks != nil {
+		errs = append(errs, p.networks.Close())
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	if c, ok := p.keeper.(interface{ Close() error }); ok && c != nil {
+		errs = append(errs, c.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		log.Error("shutdown", "error", err)
+	}
+}
+
+// ready tells PID 1 that the engine serves.
+func ready() {
+	fd, err := strconv.Atoi(os.Getenv("BERTH_READY_FD"))
+	if err != nil || fd < 3 {
+		return
+	}
+	os.Unsetenv("BERTH_READY_FD")
+	_, _ = unix.Write(fd, []byte{1})
+	unix.Close(fd)
+}
