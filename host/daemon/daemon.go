@@ -56,7 +56,8 @@ type Options struct {
 	Loopback func(ctx context.Context, l net.Listener, secret func() []byte) error
 
 	// Publish serves the guest's wishes to listen on the host for containers,
-	// likewise; dial opens a portal stream into the guest.
+	// likewise; dial opens a portal stream into the guest. Without it nothing is
+	// published.
 	Publish func(ctx context.Context, l net.Listener, secret func() []byte, dial func(context.Context) (net.Conn, error)) error
 
 	// Listening, if set, is called once the control API answers.

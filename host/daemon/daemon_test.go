@@ -23,6 +23,7 @@ import (
 	"github.com/berthvm/berth/guest/wire"
 	"github.com/berthvm/berth/host/api"
 	"github.com/berthvm/berth/host/fakeguest"
+	"github.com/berthvm/berth/host/forward"
 	"github.com/berthvm/berth/host/logfile"
 	"github.com/berthvm/berth/host/machine"
 	"github.com/berthvm/berth/vm"
@@ -56,7 +57,7 @@ func newBench(t *testing.T, guest fakeguest.Options) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Create(); err != nil {
+	if err := m.Create(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(m.SocketDir) })
@@ -87,7 +88,7 @@ func newBench(t *testing.T, guest fakeguest.Options) *bench {
 					Initrd: filepath.Join(files, "initrd"), Root: filepath.Join(files, "root")}, nil
 			},
 			Network: func(context.Context) (Network, error) { return fakeguest.Network{}, nil },
-			Listen:  fakeguest.Listen, Forward: fakeguest.Forward, Loopback: fakeguest.Loopback, Publish: fakeguest.Publish,
+			Listen:  forward.Listen, Forward: forward.Serve, Loopback: forward.Loopback{}.Serve,
 			StartTimeout: patience,
 		},
 		client: api.NewClient(m.APIAddress()),
@@ -180,7 +181,7 @@ func TestLife(t *testing.T) {
 	if s.State != api.Running || s.Kernel == "" || s.Acceleration == "" || len(s.Lent) == 0 || s.PID != os.Getpid() {
 		t.Fatalf("%+v", s)
 	}
-	want := "image disk network hypervisor power on kernel modules data disk network engine docker"
+	want := "image disk network hypervisor power on boot modules data disk network engine docker"
 	if got := strings.Join(phases, " "); got != want {
 		t.Errorf("phases: %s\nwant:   %s", got, want)
 	}
@@ -305,7 +306,7 @@ func TestFailedStarts(t *testing.T) {
 		}},
 		{name: "protocol", kind: api.KindFailure, want: "protocol 99", guest: fakeguest.Options{Protocol: 99}},
 		{name: "guest of another arch", kind: api.KindFailure, want: "m68k", guest: fakeguest.Options{Arch: "m68k"}},
-		{name: "no hello", kind: api.KindTimeout, want: `in phase "kernel"`, guest: fakeguest.Options{HangBefore: "hello"}, set: short},
+		{name: "no hello", kind: api.KindTimeout, want: `in phase "boot"`, guest: fakeguest.Options{HangBefore: "hello"}, set: short},
 		{name: "hangs", kind: api.KindTimeout, want: `in phase "data disk"`, guest: fakeguest.Options{HangBefore: "data disk"}, set: short},
 		{name: "engine hangs", kind: api.KindTimeout, want: `in phase "docker"`, guest: fakeguest.Options{EngineDelay: time.Second}, set: short},
 		{name: "panic", kind: api.KindFailure, want: "ended", guest: fakeguest.Options{Panics: true}},

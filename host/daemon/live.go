@@ -117,7 +117,7 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 	d.hello.reset()
 	err = d.phase(ctx, "power on", func() error { return m.Start(ctx) })
 	if err == nil {
-		d.progress.begin("kernel") // ended by the hello
+		d.progress.begin("boot") // ended by the hello
 	}
 	return m, cleanup, err
 }
@@ -125,6 +125,9 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 func (d *daemon) prepareDisk() error {
 	if err := d.o.Machine.CheckSpace(); err != nil {
 		return err
+	}
+	if err := d.o.Machine.RemoveTemporary(); err != nil {
+		d.log.Warn("cannot remove temporary files", "error", err)
 	}
 	keys, err := d.o.Machine.Keys()
 	if err != nil {
@@ -193,10 +196,12 @@ func (d *daemon) serveGuest(m vm.Machine) (cleanup []func(), err error) {
 		return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
 	}
 	serve(l, func(l net.Listener) { d.o.Loopback(ctx, l, d.hello.secret) })
-	if l, err = m.Listen(wire.PortPublishHost); err != nil {
-		return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
+	if d.o.Publish != nil {
+		if l, err = m.Listen(wire.PortPublishHost); err != nil {
+			return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
+		}
+		serve(l, func(l net.Listener) { d.o.Publish(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal)) })
 	}
-	serve(l, func(l net.Listener) { d.o.Publish(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal)) })
 	for address, port := range map[string]uint32{
 		d.o.Machine.DockerAddress():  wire.PortDocker,
 		d.o.Machine.SSHAddress():     wire.PortSSH,
@@ -267,7 +272,7 @@ func (d *daemon) watch(ctx, start context.Context, m vm.Machine) error {
 				return errors.New("the guest restarted before it was up: see \"berth logs\"")
 			}
 			d.progress.transition(api.Starting, nil)
-			d.progress.begin("kernel")
+			d.progress.begin("boot")
 			deadline.Reset(d.o.StartTimeout)
 			grace = nil
 		case s := <-d.sessions:
@@ -415,7 +420,7 @@ func (d *daemon) welcome(secret []byte, h wire.Hello) wire.Welcome {
 		}
 		return wire.Welcome{Protocol: wire.Protocol, Error: err.Error()}
 	}
-	d.progress.endPhase("kernel")
+	d.progress.endPhase("boot")
 	bundle, err := readBundle(d.o.Config.CABundle)
 	if err != nil {
 		d.log.Error("the guest does without the CA bundle", "error", err)

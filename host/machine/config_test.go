@@ -76,7 +76,7 @@ func TestConfigErrors(t *testing.T) {
 
 func TestSet(t *testing.T) {
 	m := testMachine(t, "set")
-	if err := m.Create(); err != nil {
+	if err := m.Create(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, kv := range [][2]string{{"cpus", "3"}, {"cpus", "4"}, {"memory", "1GiB"}, {"memory", ""}, {"proxy", "{http: http://p:1}"}} {

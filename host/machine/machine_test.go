@@ -67,7 +67,7 @@ func TestCreateAndDelete(t *testing.T) {
 		t.Errorf("Check of a machine that is not there: %v", err)
 	}
 	for range 2 { // creating again changes nothing
-		if err := m.Create(); err != nil {
+		if err := m.Create(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -102,14 +102,14 @@ func TestCreateAndDelete(t *testing.T) {
 
 func TestNewerDataIsRefused(t *testing.T) {
 	m := testMachine(t, "new")
-	if err := m.Create(); err != nil {
+	if err := m.Create(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for body, want := range map[string]string{
 		`{"version":99}`: "newer Berth", `{"ver`: "damaged", ``: "damaged",
 	} {
 		os.WriteFile(m.recordFile(), []byte(body), 0o600)
-		for _, err := range []error{m.Check(), m.Create()} {
+		for _, err := range []error{m.Check(), m.Create(t.Context())} {
 			if !errors.Is(err, ErrAtRisk) || !strings.Contains(err.Error(), want) {
 				t.Errorf("record %q: %v", body, err)
 			}
@@ -141,7 +141,7 @@ func TestWriteFileIsWhole(t *testing.T) {
 
 func TestDisk(t *testing.T) {
 	m := testMachine(t, "disk")
-	if err := m.Create(); err != nil {
+	if err := m.Create(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.PrepareDisk(4 << 30); err != nil {

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,30 +27,41 @@ func (m Machine) Exists() bool {
 	return err == nil
 }
 
-// Create makes the machine: its directories, its keys, a configuration that
-// explains itself, and last the record by which it exists. What is there already
-// stays, so that creating again completes what was cut short.
-func (m Machine) Create() error {
-	for _, dir := range []string{m.DataDir, m.StateDir, filepath.Dir(m.ConfigFile)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
-		}
-	}
-	for _, dir := range []string{m.DataDir, m.StateDir} {
-		if err := removeTemporary(dir); err != nil {
-			return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
-		}
-	}
+// Create makes the machine, unless it exists: its directories, its keys, a
+// configuration that explains itself, and last the record by which it exists.
+// What is there already stays, so that creating again completes what was cut
+// short. Only one process at a time creates it; others wait.
+func (m Machine) Create(ctx context.Context) error {
 	if m.Exists() {
 		return m.checkRecord()
 	}
+	lock, err := WaitLock(ctx, m.StartLock())
+	if err == nil {
+		defer lock.Unlock()
+		if m.Exists() {
+			return m.checkRecord()
+		}
+		err = m.create()
+	}
+	if err != nil {
+		return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+	}
+	return nil
+}
+
+func (m Machine) create() error {
+	for _, dir := range []string{m.DataDir, m.StateDir, filepath.Dir(m.ConfigFile)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
 	if _, err := os.Stat(m.ConfigFile); errors.Is(err, fs.ErrNotExist) {
 		if err := WriteFile(m.ConfigFile, []byte(defaultConfig), 0o600); err != nil {
-			return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+			return err
 		}
 	}
 	if _, err := m.Keys(); err != nil {
-		return fmt.Errorf("cannot create machine %q: %w", m.Name, err)
+		return err
 	}
 	body, err := json.Marshal(record{Version: recordVersion, Created: time.Now().UTC()})
 	if err != nil {
@@ -99,6 +111,12 @@ func removeFile(path string) error {
 		return err
 	}
 	return nil
+}
+
+// RemoveTemporary deletes what writes that were killed have left. The caller
+// holds the daemon lock.
+func (m Machine) RemoveTemporary() error {
+	return errors.Join(removeTemporary(m.DataDir), removeTemporary(m.StateDir))
 }
 
 // PrepareDisk makes the data disk as large as configured, sparse, and says what

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/docker/cli/cli"
+	"github.com/spf13/cobra"
+)
+
+// setupHelp gives the whole tree docker's way of showing help, so that its
+// commands and ours look alike. Docker's global flags are left out: the endpoint
+// is the machine's.
+func (a *app) setupHelp(root *cobra.Command) {
+	cli.SetupRootCommand(root)
+	root.ResetFlags()
+	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
+	root.PersistentFlags().MarkShorthandDeprecated("help", "use --help")
+	root.PersistentFlags().Lookup("help").Hidden = true
+	root.Flags().BoolP("version", "v", false, "Print version information and quit")
+	root.SetVersionTemplate("Berth version {{.Version}}\n")
+	root.Annotations = nil
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if keepsDockerCodes(cmd) {
+			return cli.FlagErrorFunc(cmd, err)
+		}
+		return usage("%w: see '%s --help'", err, cmd.CommandPath())
+	})
+}
+
+// keepsDockerCodes reports whether scripts expect docker's 125 of the command.
+func keepsDockerCodes(cmd *cobra.Command) bool {
+	path := strings.TrimPrefix(strings.TrimPrefix(cmd.CommandPath(), "berth "), "container ")
+	return path == "run" || path == "create" || path == "exec"
+}
