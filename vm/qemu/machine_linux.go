@@ -139,14 +139,15 @@ func (m *machine) Start(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	if ctx.Err() == nil {
-		// QEMU hangs up when it ends, and its own words are the better reason.
-		select {
-		case <-proc.done:
-		case <-time.After(time.Second):
-		}
+	patience := time.Second
+	if ctx.Err() != nil {
+		patience = 0
 	}
-	m.fail(err)
+	select {
+	case <-proc.done: // QEMU's own words are the better reason than that it hung up
+	case <-time.After(patience):
+		m.fail(err)
+	}
 	if err := m.gone(); err != nil {
 		return err
 	}

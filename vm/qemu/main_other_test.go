@@ -1,0 +1,7 @@
+//go:build !linux
+
+package qemu
+
+func standIn(string) {}
+
+func daemon(string) {}
