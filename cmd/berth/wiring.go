@@ -55,5 +55,5 @@ func reachGuest(o *daemon.Options) {
 	o.Listen = forward.Listen
 	o.Forward = forward.Serve
 	o.Loopback = forward.Loopback{Log: o.Log}.Serve
-	o.Publish = (&forward.Ports{Log: o.Log}).Serve
+	o.Publish = &forward.Ports{Log: o.Log}
 }

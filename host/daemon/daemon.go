@@ -55,10 +55,9 @@ type Options struct {
 	// secret is what a stream must begin with now; nil matches nothing.
 	Loopback func(ctx context.Context, l net.Listener, secret func() []byte) error
 
-	// Publish serves the guest's wishes to listen on the host for containers,
-	// likewise; dial opens a portal stream into the guest. Without it nothing is
-	// published.
-	Publish func(ctx context.Context, l net.Listener, secret func() []byte, dial func(context.Context) (net.Conn, error)) error
+	// Publish serves the guest's wishes to listen on the host for containers.
+	// Without it nothing is published.
+	Publish Publisher
 
 	// Listening, if set, is called once the control API answers.
 	Listening func()
@@ -87,6 +86,14 @@ type Network interface {
 	// Guest is how the guest configures its end.
 	Guest() wire.Network
 	Close() error
+}
+
+// Publisher listens on the host for the guest's containers.
+type Publisher interface {
+	// Serve is like Options.Loopback; portal opens a portal stream into the guest.
+	Serve(ctx context.Context, l net.Listener, secret func() []byte, portal func(context.Context) (net.Conn, error)) error
+	// List is what is published now, each as "tcp 0.0.0.0:8080".
+	List() []string
 }
 
 // The disks' serials, by which the guest finds them.
@@ -253,6 +260,11 @@ func (d *daemon) Status() api.Status {
 	s := d.progress.get()
 	if size, used := d.o.Machine.DiskUsage(); size > 0 {
 		s.DiskBytes, s.DiskUsed = size, used
+	}
+	if d.o.Publish != nil {
+		for _, port := range d.o.Publish.List() {
+			s.Lent = append(s.Lent[:len(s.Lent):len(s.Lent)], api.Lent{What: "port", Detail: port})
+		}
 	}
 	return s
 }

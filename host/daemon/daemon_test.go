@@ -88,7 +88,7 @@ func newBench(t *testing.T, guest fakeguest.Options) *bench {
 					Initrd: filepath.Join(files, "initrd"), Root: filepath.Join(files, "root")}, nil
 			},
 			Network: func(context.Context) (Network, error) { return fakeguest.Network{}, nil },
-			Listen:  forward.Listen, Forward: forward.Serve, Loopback: forward.Loopback{}.Serve,
+			Listen:  forward.Listen, Forward: forward.Serve, Loopback: forward.Loopback{}.Serve, Publish: new(forward.Ports),
 			StartTimeout: patience,
 		},
 		client: api.NewClient(m.APIAddress()),

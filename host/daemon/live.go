@@ -200,7 +200,7 @@ func (d *daemon) serveGuest(m vm.Machine) (cleanup []func(), err error) {
 		if l, err = m.Listen(wire.PortPublishHost); err != nil {
 			return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
 		}
-		serve(l, func(l net.Listener) { d.o.Publish(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal)) })
+		serve(l, func(l net.Listener) { d.o.Publish.Serve(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal)) })
 	}
 	for address, port := range map[string]uint32{
 		d.o.Machine.DockerAddress():  wire.PortDocker,
