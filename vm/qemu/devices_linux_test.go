@@ -1,0 +1,223 @@
+package qemu
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/vm/internal/testguest"
+)
+
+// echoNet is the far end of an Ethernet cable that answers one kind of frame.
+type echoNet struct{ mac net.HardwareAddr }
+
+func (n echoNet) MAC() net.HardwareAddr { return n.mac }
+
+func (n echoNet) ServeDatagram(context.Context, net.Conn) error { return errors.ErrUnsupported }
+
+// ServeStream answers each frame of the experimental type with "pong".
+func (n echoNet) ServeStream(ctx context.Context, conn net.Conn) error {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	r := bufio.NewReader(conn)
+	for {
+		var head [4]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return err
+		}
+		frame := make([]byte, binary.BigEndian.Uint32(head[:]))
+		if _, err := io.ReadFull(r, frame); err != nil {
+			return err
+		}
+		if len(frame) < 18 || !bytes.Equal(frame[12:14], []byte{0x88, 0xb5}) {
+			continue
+		}
+		answer := make([]byte, 64)
+		binary.BigEndian.PutUint32(answer, 60)
+		copy(answer[4:], frame[6:12])
+		copy(answer[10:], []byte{2, 0, 0, 0, 0, 1, 0x88, 0xb5})
+		copy(answer[18:], "pong")
+		if _, err := conn.Write(answer); err != nil {
+			return err
+		}
+	}
+}
+
+// realMachine boots the suite's guest and returns the machine, and what gives
+// orders to the guest.
+func realMachine(t *testing.T, d *Driver, cfg vm.Config) (*machine, func(string) string) {
+	t.Helper()
+	vmm, err := d.New(t.Context(), cfg, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vmm.Close() })
+	ready, err := vmm.Listen(testguest.PortReady)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, vmm)
+	time.AfterFunc(2*time.Minute, func() { ready.Close() })
+	c, err := ready.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return vmm.(*machine), func(order string) string {
+		t.Helper()
+		c, err := vmm.Dial(t.Context(), testguest.PortOrder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Minute))
+		fmt.Fprintln(c, order)
+		answer, err := bufio.NewReader(c).ReadString('\n')
+		if err != nil {
+			t.Fatalf("%s: %v", order, err)
+		}
+		return strings.TrimSpace(answer)
+	}
+}
+
+// TestDevices checks what the contract suite does not: disks, network, CPUs and
+// memory, on one machine.
+func TestDevices(t *testing.T) {
+	cfg := guestConfig(t)
+	const size = 64 << 20
+	data, system := filepath.Join(t.TempDir(), "da,ta"), filepath.Join(t.TempDir(), "system")
+	if err := os.WriteFile(system, append([]byte("read only\n"), make([]byte, 1<<20)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(data, bytes.Repeat([]byte{'x'}, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.CPUs = 2
+	cfg.Disks = []vm.Disk{{Path: system, ReadOnly: true, Serial: "system"}, {Path: data, Serial: "data-1"}}
+	cfg.Network = echoNet{net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}}
+	m, order := realMachine(t, New(Options{}), cfg)
+
+	tests := []struct{ order, want string }{
+		{"disk system read", "read read only"},
+		{"disk system write x", "error: "},
+		{"disk data-1 discard", "ok"},
+		{"disk data-1 write kept through a power cut", "ok"},
+		{"disk data-1 read", "read kept through a power cut"},
+		{"net", "5a94efe40cee pong"},
+		{"cpus", "2"},
+	}
+	for _, tt := range tests {
+		if got := order(tt.order); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.order, got, tt.want)
+		}
+	}
+	if got := order("cmdline"); !strings.Contains(got, "tsc=reliable quiet") {
+		t.Errorf("the kernel's command line is %q", got)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(data, &st); err != nil {
+		t.Fatal(err)
+	}
+	if used := st.Blocks * 512; used > size/2 {
+		t.Errorf("%d of %d bytes are still allocated after a discard", used, size)
+	}
+	assertHardened(t, m.proc.pid)
+
+	if err := syscall.Kill(m.proc.pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := waitFor(t, m); err == nil || !strings.Contains(err.Error(), "signal: killed") {
+		t.Errorf("Wait() = %v", err)
+	}
+	if got, err := os.ReadFile(data); err != nil || !bytes.HasPrefix(got, []byte("kept through a power cut\n")) {
+		t.Errorf("the disk begins with %.30q, %v", got, err)
+	}
+}
+
+// assertHardened checks that QEMU is in its sandbox, and named.
+func assertHardened(t *testing.T, pid int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Seccomp:\t2", "Name:\tberth-contract"} {
+		if !bytes.Contains(status, []byte(want)) {
+			t.Errorf("/proc/%d/status does not have %q", pid, want)
+		}
+	}
+}
+
+// TestPanic checks that a kernel that panics restarts, as its command line says,
+// and that the host hears of it.
+func TestPanic(t *testing.T) {
+	cfg := guestConfig(t)
+	reset := make(chan struct{}, 10)
+	cfg.Reset = func() { reset <- struct{}{} }
+	var console syncBuffer
+	cfg.Console = &console
+	_, order := realMachine(t, New(Options{}), cfg)
+	order("fault")
+	select {
+	case <-reset:
+	case <-time.After(time.Minute):
+		t.Fatal("the host does not hear of the restart")
+	}
+	if !strings.Contains(console.String(), "Kernel panic - not syncing") {
+		t.Errorf("the console does not show the panic:\n%s", console.String())
+	}
+}
+
+// TestFrozen stops a real QEMU that does not run.
+func TestFrozen(t *testing.T) {
+	cfg := guestConfig(t)
+	m, _ := realMachine(t, New(Options{}), cfg)
+	if err := syscall.Kill(m.proc.pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	if err := m.Stop(ctx); err != nil {
+		t.Errorf("Stop: %v", err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("Stop took %v", took)
+	}
+	if err := waitFor(t, m); !errors.Is(err, vm.ErrKilled) {
+		t.Errorf("Wait() = %v", err)
+	}
+	assertGone(t, m.proc.pid)
+}
+
+// TestBadKernel checks that a file that is no kernel is a clear error.
+func TestBadKernel(t *testing.T) {
+	needVM(t)
+	cfg := plainConfig(t)
+	if err := os.WriteFile(cfg.Kernel, bytes.Repeat([]byte("no kernel "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := New(Options{}).New(t.Context(), cfg, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := m.Start(ctx); err == nil || !strings.Contains(err.Error(), "QEMU failed") {
+		t.Errorf("Start() = %v", err)
+	}
+}
