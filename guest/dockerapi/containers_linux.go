@@ -338,11 +338,7 @@ func (s *Server) containerWait(c *call) error {
 	_ = http.NewResponseController(c.w).Flush()
 	select {
 	case r := <-result:
-		resp := apicontainer.WaitResponse{StatusCode: int64(r.Code)}
-		if r.Err != "" {
-			resp.Error = &apicontainer.WaitExitError{Message: r.Err}
-		}
-		return json.NewEncoder(c.w).Encode(resp)
+		return json.NewEncoder(c.w).Encode(apicontainer.WaitResponse{StatusCode: int64(r.Code)})
 	case <-c.Context().Done():
 		return errBegun
 	}

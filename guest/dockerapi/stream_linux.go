@@ -1,7 +1,6 @@
 package dockerapi
 
 import (
-	"bufio"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -36,10 +35,17 @@ func (c *call) streamType(tty bool) string {
 // hijacked is a connection that was taken from HTTP.
 type hijacked struct {
 	net.Conn
-	r *bufio.Reader // holds what the client sent early
+	early []byte // what the client sent before
 }
 
-func (h *hijacked) Read(p []byte) (int, error) { return h.r.Read(p) }
+func (h *hijacked) Read(p []byte) (int, error) {
+	if len(h.early) > 0 {
+		n := copy(p, h.early)
+		h.early = h.early[n:]
+		return n, nil
+	}
+	return h.Conn.Read(p)
+}
 
 // interrupt makes a Read return.
 func (h *hijacked) interrupt() { _ = h.SetReadDeadline(time.Unix(1, 0)) }
@@ -66,7 +72,14 @@ func (c *call) hijack(tty bool) (*hijacked, error) {
 		conn.Close()
 		return nil, errBegun
 	}
-	return &hijacked{conn, rw.Reader}, nil
+	// The buffer must be emptied and left: a read through it that meets the end
+	// of the client's input cancels the request, which has output to come.
+	early := make([]byte, rw.Reader.Buffered())
+	if _, err := io.ReadFull(rw.Reader, early); err != nil {
+		conn.Close()
+		return nil, errBegun
+	}
+	return &hijacked{conn, early}, nil
 }
 
 // finish ends a hijacked stream so that the client gets everything: its own end

@@ -542,13 +542,16 @@ func (c *Container) startFailed(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := &c.rec.State
-	if st.Status == record.Restarting {
+	wasRestarting := st.Status == record.Restarting
+	if wasRestarting {
 		_ = st.Status.Transition(record.Exited)
 	}
 	st.ExitCode, st.Error = startCode(err), startError(c, err).Error()
 	st.FinishedAt = time.Now().UTC()
 	c.save(false)
-	c.notifyExit()
+	if wasRestarting {
+		c.notifyExit()
+	}
 }
 
 // startCode is the exit code of a program that could not be executed, as a shell

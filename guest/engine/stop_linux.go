@@ -522,7 +522,6 @@ func mergeResources(r, u apicontainer.Resources) apicontainer.Resources {
 // WaitResult is how a container ended.
 type WaitResult struct {
 	Code int
-	Err  string // why it could not be started
 }
 
 // Wait waits for a condition: "not-running" (the default), "next-exit" or
@@ -549,7 +548,7 @@ func (e *Engine) Wait(ctx context.Context, name string, cond apicontainer.WaitCo
 	case apicontainer.WaitConditionNextExit:
 	default:
 		if !st.Status.Alive() && st.Status != record.Restarting {
-			result <- WaitResult{Code: st.ExitCode, Err: st.Error}
+			result <- WaitResult{Code: st.ExitCode}
 			return result, nil
 		}
 	}
@@ -570,7 +569,7 @@ func (e *Engine) Wait(ctx context.Context, name string, cond apicontainer.WaitCo
 			until = c.exited
 			c.mu.Unlock()
 			if !again {
-				result <- WaitResult{Code: st.ExitCode, Err: st.Error}
+				result <- WaitResult{Code: st.ExitCode}
 				return
 			}
 		}

@@ -2,8 +2,11 @@ package runspec
 
 import (
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 )
@@ -41,9 +44,9 @@ func Capabilities(add, drop []string, privileged bool) ([]string, error) {
 	var base []string
 	switch {
 	case privileged:
-		return slices.Clone(allCaps), nil
+		return held(), nil
 	case slices.Contains(add, all):
-		base = allCaps
+		base = held()
 	case slices.Contains(drop, all):
 		base = nil
 	default:
@@ -77,3 +80,24 @@ func normalize(caps []string) ([]string, error) {
 	}
 	return out, nil
 }
+
+// held are the capabilities this process can hand on: all, unless it runs in a
+// container itself.
+var held = sync.OnceValue(func() []string {
+	var bounding uint64 = 1<<len(allCaps) - 1
+	data, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			if n, err := strconv.ParseUint(strings.TrimSpace(rest), 16, 64); err == nil {
+				bounding = n
+			}
+		}
+	}
+	var caps []string
+	for i, name := range allCaps {
+		if bounding&(1<<i) != 0 {
+			caps = append(caps, name)
+		}
+	}
+	return caps
+})
