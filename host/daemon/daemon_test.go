@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,8 +129,11 @@ func (b *bench) left(t *testing.T) {
 		}
 		return nil
 	})
-	if machine.Locked(b.Machine.DaemonLock()) {
-		t.Error("the lock is still held")
+	// Whoever gave up waiting for the lock may get it for a moment.
+	for deadline := time.Now().Add(time.Second); machine.Locked(b.Machine.DaemonLock()); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the lock is still held")
+		}
 	}
 }
 
@@ -181,7 +185,8 @@ func TestLife(t *testing.T) {
 	if s.State != api.Running || s.Kernel == "" || s.Acceleration == "" || len(s.Lent) == 0 || s.PID != os.Getpid() {
 		t.Fatalf("%+v", s)
 	}
-	want := "image disk network hypervisor power on boot modules data disk network engine docker"
+	phases = slices.DeleteFunc(phases, func(name string) bool { return name == "image" }) // goes beside the others
+	want := "disk cable hypervisor machine power on boot modules data disk network engine docker"
 	if got := strings.Join(phases, " "); got != want {
 		t.Errorf("phases: %s\nwant:   %s", got, want)
 	}

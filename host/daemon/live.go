@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/berthvm/berth/guest/wire"
 	"github.com/berthvm/berth/host/api"
 	"github.com/berthvm/berth/host/machine"
@@ -75,32 +77,26 @@ func (d *daemon) phase(ctx context.Context, name string, step func() error) erro
 // be run backwards whatever it returns.
 func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), err error) {
 	var image Image
-	err = d.phase(ctx, "image", func() (err error) {
-		image, err = d.o.Image(ctx)
-		return err
+	// The image is hashed, which takes a core a moment, beside all else.
+	prepare, both := errgroup.WithContext(ctx)
+	prepare.Go(func() error {
+		return d.phase(both, "image", func() (err error) {
+			image, err = d.o.Image(both)
+			return err
+		})
 	})
+	prepare.Go(func() error { return d.prepareHost(both) })
+	err = prepare.Wait()
+	if d.network != nil {
+		cleanup = append(cleanup, func() { d.network.Close() })
+	}
 	if err != nil {
 		return nil, cleanup, err
 	}
-	if err := d.phase(ctx, "disk", d.prepareDisk); err != nil {
-		return nil, cleanup, err
-	}
-	err = d.phase(ctx, "network", func() (err error) {
-		d.network, err = d.o.Network(ctx)
-		if err == nil {
-			cleanup = append(cleanup, func() { d.network.Close() })
-			d.lend(d.network.Guest())
-		}
-		return err
-	})
-	if err != nil {
-		return nil, cleanup, err
-	}
-	err = d.phase(ctx, "hypervisor", func() (err error) {
+	if err := d.phase(ctx, "machine", func() (err error) {
 		m, err = d.newMachine(ctx, image)
 		return err
-	})
-	if err != nil {
+	}); err != nil {
 		return nil, cleanup, err
 	}
 	cleanup = append(cleanup, func() {
@@ -122,6 +118,27 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 	return m, cleanup, err
 }
 
+// prepareHost does what a machine needs besides its image.
+func (d *daemon) prepareHost(ctx context.Context) error {
+	if err := d.phase(ctx, "disk", d.prepareDisk); err != nil {
+		return err
+	}
+	err := d.phase(ctx, "cable", func() (err error) {
+		d.network, err = d.o.Network(ctx)
+		if err == nil {
+			d.lend(d.network.Guest())
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return d.phase(ctx, "hypervisor", func() (err error) {
+		d.caps, err = d.o.Driver.Probe(ctx)
+		return err
+	})
+}
+
 func (d *daemon) prepareDisk() error {
 	if err := d.o.Machine.CheckSpace(); err != nil {
 		return err
@@ -138,14 +155,10 @@ func (d *daemon) prepareDisk() error {
 }
 
 func (d *daemon) newMachine(ctx context.Context, image Image) (vm.Machine, error) {
-	caps, err := d.o.Driver.Probe(ctx)
-	if err != nil {
-		return nil, err
-	}
+	caps := d.caps
 	if image.Arch != "" && caps.Arch != "" && image.Arch != caps.Arch {
 		return nil, fmt.Errorf("the guest image is for %s and this host runs %s: reinstall Berth", image.Arch, caps.Arch)
 	}
-	d.caps = caps
 	d.progress.update(func(s *api.Status) {
 		s.Driver, s.Hypervisor, s.Acceleration, s.Reason, s.Arch = caps.Driver, caps.Version, caps.Acceleration, caps.Reason, caps.Arch
 	})
