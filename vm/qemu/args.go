@@ -25,6 +25,7 @@ type sockets struct {
 	console int // connected, like the rest
 	vsock   int
 	net     int
+	shares  []int // in the order of Config.Shares
 }
 
 // argv is QEMU's command line, without the program.
@@ -46,6 +47,9 @@ func (s spec) argv() []string {
 	}
 	if s.cfg.Network != nil && s.fds.net != 0 {
 		args = append(args, netArgs(s.fds.net, s.cfg.Network.MAC())...)
+	}
+	for i, fd := range s.fds.shares {
+		args = append(args, shareArgs(i, fd, s.cfg.Shares[i].Tag)...)
 	}
 	return append(args, sandboxArgs(s.sandbox)...)
 }
@@ -184,6 +188,15 @@ func netArgs(fd int, mac net.HardwareAddr) []string {
 	return []string{
 		"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", fd),
 		"-device", "virtio-net-pci,netdev=net,mac=" + mac.String() + ",romfile=,disable-legacy=on",
+	}
+}
+
+// shareArgs attach one shared folder. The queue is as long as QEMU allows, so
+// that many small requests can be under way.
+func shareArgs(i, fd int, tag string) []string {
+	return []string{
+		"-chardev", fmt.Sprintf("socket,id=share%d,fd=%d", i, fd),
+		"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=share%d,tag=%s,queue-size=1024", i, tag),
 	}
 }
 

@@ -56,6 +56,9 @@ func TestDeviceArgs(t *testing.T) {
 			"-netdev", "stream,id=net,server=off,addr.type=fd,addr.str=6",
 			"-device", "virtio-net-pci,netdev=net,mac=5a:94:ef:e4:0c:ee,romfile=,disable-legacy=on",
 		}},
+		{"share", shareArgs(1, 7, "home"), []string{
+			"-chardev", "socket,id=share1,fd=7", "-device", "vhost-user-fs-pci,chardev=share1,tag=home,queue-size=1024",
+		}},
 		{"sandbox", sandboxArgs(true), []string{"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}},
 		{"no sandbox", sandboxArgs(false), nil},
 	}

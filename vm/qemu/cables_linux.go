@@ -25,11 +25,12 @@ type cables struct {
 	console *net.UnixConn
 	vsock   *net.UnixConn
 	net     *net.UnixConn // nil without a network
+	shares  []*net.UnixConn
 }
 
 // openCables makes the sockets. The monitor's is the only one with a name, as
 // the QMP library wants to dial it; Start removes the name after that.
-func openCables(dir string, network bool) (c *cables, err error) {
+func openCables(dir string, network bool, shares int) (c *cables, err error) {
 	c = &cables{monitor: filepath.Join(dir, monitorSocket)}
 	defer func() {
 		if err != nil {
@@ -47,9 +48,18 @@ func openCables(dir string, network bool) (c *cables, err error) {
 		return c, err
 	}
 	if network {
-		c.net, c.fds.net, err = c.pair("network")
+		if c.net, c.fds.net, err = c.pair("network"); err != nil {
+			return c, err
+		}
 	}
-	return c, err
+	for range shares {
+		conn, fd, err := c.pair("share")
+		if err != nil {
+			return c, err
+		}
+		c.shares, c.fds.shares = append(c.shares, conn), append(c.fds.shares, fd)
+	}
+	return c, nil
 }
 
 // listen makes a listening socket for QEMU.
@@ -98,7 +108,7 @@ func (c *cables) closeTheirs() {
 
 func (c *cables) closeOurs() {
 	os.Remove(c.monitor)
-	for _, conn := range []*net.UnixConn{c.console, c.vsock, c.net} {
+	for _, conn := range append(c.shares, c.console, c.vsock, c.net) {
 		if conn != nil {
 			conn.Close()
 		}

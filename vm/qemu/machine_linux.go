@@ -18,6 +18,7 @@ import (
 
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/life"
+	"github.com/berthvm/berth/vm/internal/virtiofs"
 	"github.com/berthvm/berth/vm/internal/virtiovsock"
 )
 
@@ -42,6 +43,7 @@ type machine struct {
 	log    *slog.Logger
 	life   *life.Life
 	device *virtiovsock.Device
+	shares []*virtiofs.Device
 	locks  []*os.File    // the disks, locked
 	booted chan struct{} // closed when Start has set mon, or given up
 
@@ -75,6 +77,10 @@ func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, err
 		return nil, fmt.Errorf("machine directory: %s is not a directory", dir)
 	}
 	log := d.log.With("machine", cfg.Name)
+	shares, err := shareDevices(cfg.Shares, log)
+	if err != nil {
+		return nil, err
+	}
 	if err := endLeftover(dir, log); err != nil {
 		return nil, err
 	}
@@ -83,10 +89,25 @@ func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, err
 		return nil, err
 	}
 	return &machine{
-		cfg: cfg, host: h, arch: d.opts.Arch, dir: dir, log: log, life: life.New(), locks: locks,
+		cfg: cfg, host: h, arch: d.opts.Arch, dir: dir, log: log, life: life.New(), locks: locks, shares: shares,
 		booted: make(chan struct{}),
 		device: virtiovsock.New(virtiovsock.Options{GuestCID: guestCID, Log: log}),
 	}, nil
+}
+
+func shareDevices(shares []vm.Share, log *slog.Logger) ([]*virtiofs.Device, error) {
+	var devices []*virtiofs.Device
+	for _, s := range shares {
+		if s.Server == nil {
+			return nil, fmt.Errorf("share %q has no server", s.Tag)
+		}
+		d, err := virtiofs.New(s.Tag, s.Server, log)
+		if err != nil {
+			return nil, fmt.Errorf("share %q: %w", s.Tag, err)
+		}
+		devices = append(devices, d)
+	}
+	return devices, nil
 }
 
 // lockDisks takes a lock on every disk, which other programs of this kind
@@ -159,7 +180,7 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	c, err := openCables(m.dir, m.cfg.Network != nil)
+	c, err := openCables(m.dir, m.cfg.Network != nil, len(m.shares))
 	if err != nil {
 		return nil, err
 	}
@@ -228,6 +249,14 @@ func (m *machine) serve(proc *process, c *cables) (join func()) {
 			defer c.net.Close()
 			if err := m.cfg.Network.ServeStream(ctx, c.net); err != nil && ctx.Err() == nil {
 				m.log.Warn("network device", "error", err)
+			}
+		})
+	}
+	for i, share := range m.shares {
+		tasks.Go(func() {
+			// The machine goes on without the folder: killing it would lose more.
+			if err := share.Serve(ctx, c.shares[i]); err != nil && ctx.Err() == nil {
+				m.log.Error("shared folder lost", "tag", m.cfg.Shares[i].Tag, "error", err)
 			}
 		})
 	}
