@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
@@ -62,6 +63,7 @@ type Store struct {
 	content content.Store
 	snap    snapshots.Snapshotter
 	backend snapshots.Snapshotter // of snap, without the metadata
+	layerDB *storage.MetaStore    // of backend
 	leases  leases.Manager
 	images  images.Store
 	applier diff.Applier
@@ -127,7 +129,10 @@ func (s *Store) openStores() error {
 		return err
 	}
 	// The upperdir label tells where a layer is unpacked; Prepare builds on it.
-	s.backend, err = overlay.NewSnapshotter(s.path("snapshots"), overlay.AsynchronousRemove, overlay.WithUpperdirLabel)
+	if s.layerDB, err = storage.NewMetaStore(s.path("layers.db")); err != nil {
+		return err
+	}
+	s.backend, err = overlay.NewSnapshotter(s.path("snapshots"), overlay.AsynchronousRemove, overlay.WithUpperdirLabel, overlay.WithMetaStore(s.layerDB))
 	if err != nil {
 		return err
 	}
@@ -186,11 +191,42 @@ func (s *Store) recover(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.recoverLayers(ctx); err != nil {
+		return err
+	}
 	if err := s.recoverRootfs(all); err != nil {
 		return err
 	}
 	if stale {
 		s.collectSoon()
+	}
+	return nil
+}
+
+// recoverLayers removes the directories of layers that the snapshotter knows
+// nothing of. A process that died while it made one leaves such a directory, and
+// its number, which is given out again, cannot be used. The snapshotter's own
+// Cleanup does the same but writes, and so flushes, each time.
+func (s *Store) recoverLayers(ctx context.Context) error {
+	var known map[string]string
+	err := s.layerDB.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		known, err = storage.IDMap(ctx)
+		return err
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	dirs, err := os.ReadDir(s.path("snapshots", "snapshots"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if _, ok := known[d.Name()]; ok {
+			continue
+		}
+		if err := os.RemoveAll(s.path("snapshots", "snapshots", d.Name())); err != nil {
+			return err
+		}
 	}
 	return nil
 }
