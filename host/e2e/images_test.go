@@ -42,7 +42,8 @@ func TestPull(t *testing.T) {
 			if got := c.ok(t, "run", "--rm", ref, "echo", "pulled"); got != "pulled" {
 				t.Errorf("run: %q", got)
 			}
-			digest := c.ok(t, "inspect", "--type", "image", "--format", "{{index .RepoDigests 0}}", ref)
+			_, sum, _ := strings.Cut(c.ok(t, "inspect", "--type", "image", "--format", "{{index .RepoDigests 0}}", ref), "@")
+			digest := suite.registry.image("hello@" + sum)
 			c.ok(t, "pull", digest)
 			if out := c.ok(t, "rmi", ref); !strings.Contains(out, "Untagged") {
 				t.Errorf("rmi:\n%s", out)

@@ -35,7 +35,7 @@ func TestVersion(t *testing.T) {
 					}
 				}
 			}
-			if err := json.Unmarshal([]byte(c.ok(t, "version", "--format", "json")), &v); err != nil {
+			if err := json.Unmarshal([]byte(c.ok(t, "version", "--format", "{{json .}}")), &v); err != nil {
 				t.Fatal(err)
 			}
 			if v.Server.Os != "linux" || v.Server.Arch != "amd64" {
@@ -43,7 +43,7 @@ func TestVersion(t *testing.T) {
 			}
 			for _, comp := range v.Server.Components {
 				if comp.Name == "machine" {
-					for _, key := range []string{"Driver", "Acceleration", "Kernel"} {
+					for _, key := range []string{"driver", "acceleration", "kernel"} {
 						if comp.Details[key] == "" {
 							t.Errorf("component machine lacks %s: %v", key, comp.Details)
 						}
@@ -330,7 +330,7 @@ func TestKernelRefusals(t *testing.T) {
 		{"unshare", "unshare -m true"},
 		{"mount", "mount -t tmpfs x /mnt"},
 		{"load module", "insmod /etc/passwd"},
-		{"set the clock", "date -s 2000-01-01"},
+		{"set the clock", "! date -s 2000-01-01 2>&1 | grep 'not permitted'"},
 		{"raw memory", "dd if=/dev/mem of=/dev/null count=1"},
 		{"disk", "mknod /tmp/d b 254 0 && dd if=/tmp/d of=/dev/null count=1"},
 		{"cgroup", "echo 1 > /sys/fs/cgroup/pids.max"},

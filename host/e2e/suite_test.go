@@ -325,7 +325,12 @@ func startRegistry(dir string) (*registry, error) {
 		return nil, err
 	}
 	cmd := exec.Command(filepath.Join(root, "bin", "tools", "registry"), "serve", config)
-	cmd.Stderr = os.Stderr
+	logFile, err := os.Create(filepath.Join(dir, "registry.log")) // it calls every missing blob an error
+	if err != nil {
+		return nil, err
+	}
+	defer logFile.Close()
+	cmd.Stderr = logFile
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	if err := cmd.Start(); err != nil {
 		return nil, err
