@@ -27,7 +27,8 @@ var (
 	ErrNotRunning = errors.New("machine is not running")
 	// ErrStarted is returned by a second Start: a Machine runs once.
 	ErrStarted = errors.New("machine was already started")
-	// ErrClosed is returned by every call after Close.
+	// ErrClosed is returned by every call after Close, except Wait, which still
+	// tells why the machine ended; one that was never started ended with ErrClosed.
 	ErrClosed = errors.New("machine is closed")
 	// ErrKilled is what Wait returns when the machine had to be unplugged.
 	ErrKilled = errors.New("machine was killed")
@@ -82,7 +83,8 @@ type Transport interface {
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
 
 	// Listen takes the guest's connections to a host port. It may be called
-	// before Start. A second Listen on the same open port is an error.
+	// before Start. A second Listen on the same open port is an error. A listener
+	// outlives restarts of the guest and closes when the machine ends.
 	Listen(port uint32) (net.Listener, error)
 }
 
@@ -117,7 +119,8 @@ type Config struct {
 	Console io.Writer // gets the guest's console output; nil drops it. Calls are serial.
 
 	// Reset, if set, is called after the guest has restarted itself: connections
-	// and whatever was agreed with the old kernel are void. It must not block.
+	// and whatever was agreed with the old kernel are void. It may be called twice
+	// for one restart, but not once the new kernel runs. It must not block.
 	Reset func()
 }
 
