@@ -32,6 +32,7 @@ func main() {
 	flag.StringVar(&cfg.run, "run", "/run/berth", "directory for what goes with the machine")
 	flag.StringVar(&cfg.welcome, "welcome", "/run/berth/welcome.json", "the machine's configuration")
 	flag.StringVar(&cfg.execPath, "exec", "", "the program berth-exec; by default where the image has it")
+	flag.StringVar(&cfg.initPath, "init", "/sbin/berth-init", "the program behind docker's --init")
 	flag.StringVar(&cfg.builtin, "images", "/usr/share/berth/images", "directory of built-in images")
 	verbose := flag.Bool("v", false, "log more")
 	flag.Parse()

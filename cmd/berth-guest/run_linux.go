@@ -38,7 +38,9 @@ import (
 type config struct {
 	native            bool
 	root, run         string
-	welcome, execPath string
+	welcome           string
+	execPath          string
+	initPath          string
 	builtin           string
 	log               *slog.Logger
 }
@@ -221,16 +223,13 @@ func addresses(list []string) []netip.Addr {
 	return out
 }
 
-// initPath is the program behind --init: berth-exec under another name.
+// initPath is the program behind --init: PID 1's own, under another name. It is
+// empty where there is none.
 func initPath(cfg config) string {
-	path := cfg.execPath
-	if path == "" {
-		path = "/usr/lib/berth/berth-exec"
-	}
-	if _, err := os.Stat(path); err != nil {
+	if _, err := os.Stat(cfg.initPath); err != nil {
 		return ""
 	}
-	return path
+	return cfg.initPath
 }
 
 func bootID() string {
