@@ -90,6 +90,40 @@ func TestBoot(t *testing.T) {
 	})
 }
 
+// BenchmarkBoot boots the image in bin/image, with its real engine, from QEMU's
+// start until the engine serves.
+func BenchmarkBoot(b *testing.B) {
+	if os.Getenv("BERTH_VM") == "" {
+		b.Skip("boots virtual machines: set BERTH_VM=1")
+	}
+	image, err := images.Open("../bin/image")
+	if err != nil {
+		b.Fatal(err)
+	}
+	disk := filepath.Join(b.TempDir(), "data")
+	grow(b, disk, 64<<30)
+	round := func() string {
+		g := start(b, image, disk)
+		g.version = image.Manifest.Version
+		g.welcome()
+		g.awaitPhase("engine")
+		b.StopTimer()
+		defer b.StartTimer()
+		phases := g.phases()
+		g.order(wire.OpPowerOff)
+		g.ended(nil)
+		g.machine.Close() // frees the disk
+		return phases
+	}
+	round() // formats the disk
+	b.ResetTimer()
+	phases := ""
+	for b.Loop() {
+		phases = round()
+	}
+	b.Logf("phases of the last boot:\n%s", phases)
+}
+
 func TestForeignDataDisk(t *testing.T) {
 	if os.Getenv("BERTH_VM") == "" {
 		t.Skip("boots virtual machines: set BERTH_VM=1")
@@ -119,7 +153,7 @@ var built struct {
 }
 
 // buildImage makes the image with a stand-in for the engine, once.
-func buildImage(t *testing.T) *images.Image {
+func buildImage(t testing.TB) *images.Image {
 	t.Helper()
 	built.Do(func() {
 		dir, err := os.MkdirTemp("", "berth-image-")
@@ -155,7 +189,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func grow(t *testing.T, path string, size int64) {
+func grow(t testing.TB, path string, size int64) {
 	t.Helper()
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -169,7 +203,8 @@ func grow(t *testing.T, path string, size int64) {
 
 // guest is a running machine and the host's end of it.
 type guest struct {
-	t        *testing.T
+	t        testing.TB
+	version  string // of its programs
 	ctx      context.Context
 	machine  vm.Machine
 	listener net.Listener
@@ -182,7 +217,7 @@ type guest struct {
 }
 
 // start boots a machine and says nothing to it.
-func start(t *testing.T, image *images.Image, disk string) *guest {
+func start(t testing.TB, image *images.Image, disk string) *guest {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
@@ -191,7 +226,7 @@ func start(t *testing.T, image *images.Image, disk string) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	g := &guest{t: t, ctx: ctx, console: &console{}}
+	g := &guest{t: t, version: "test", ctx: ctx, console: &console{}}
 	g.machine, err = qemu.New(qemu.Options{}).New(ctx, vm.Config{
 		Name: "boot", CPUs: 1, MemoryMiB: 512,
 		Kernel: image.Kernel, Initrd: image.Initrd, Cmdline: image.Cmdline,
@@ -216,7 +251,7 @@ func start(t *testing.T, image *images.Image, disk string) *guest {
 }
 
 // boot boots a machine and welcomes it.
-func boot(t *testing.T, image *images.Image, disk string) *guest {
+func boot(t testing.TB, image *images.Image, disk string) *guest {
 	g := start(t, image, disk)
 	g.welcome()
 	return g
@@ -235,7 +270,7 @@ func (g *guest) accept() net.Conn {
 	if err := wire.ReadFrame(conn, &hello); err != nil {
 		g.t.Fatalf("hello: %v\n%s", err, g.console)
 	}
-	if hello.Protocol != wire.Protocol || hello.Version != "test" || hello.Kernel == "" || hello.Arch == "" {
+	if hello.Protocol != wire.Protocol || hello.Version != g.version || hello.Kernel == "" || hello.Arch == "" {
 		g.t.Errorf("hello: %+v", hello)
 	}
 	return conn

@@ -38,6 +38,7 @@ type machine struct {
 	keeper  *keeper.Server
 	host    *host
 	engine  *engine
+	button  chan struct{} // gets the power button's presses
 }
 
 // Run boots the machine and supervises it. It is for PID 1, and never returns:
@@ -45,7 +46,7 @@ type machine struct {
 func Run(version string) {
 	debug.SetGCPercent(400) // a heap of a few hundred kilobytes
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: dropTime}))
-	m := &machine{version: version, log: log, phases: newPhases(), keeper: keeper.NewServer(log)}
+	m := &machine{version: version, log: log, phases: newPhases(), keeper: keeper.NewServer(log), button: make(chan struct{}, 1)}
 	m.reaper = newReaper(m.keeper, log)
 	m.host = newHost(m.phases)
 	m.engine = newEngine(m.reaper, m.host, log)
@@ -98,9 +99,6 @@ func (m *machine) boot() error {
 			return errors.Join(extension.wait(), m.mountData())
 		})
 	})
-	core := tasks.start("core modules", func() error {
-		return m.phases.run("core modules", func() error { return loadCore("container", "netfilter") })
-	})
 	network := tasks.start("network", func() error {
 		if err := errors.Join(card.wait(), hello.wait()); err != nil {
 			return err
@@ -116,10 +114,32 @@ func (m *machine) boot() error {
 	if err := m.keeper.Listen(keeperPath); err != nil {
 		return err
 	}
-	if err := errors.Join(data.wait(), core.wait(), network.wait()); err != nil {
+	if err := errors.Join(data.wait(), network.wait()); err != nil {
 		return err
 	}
-	return m.engine.start(m.phases.begin("engine"))
+	return m.startEngine()
+}
+
+// startEngine also loads the modules that containers need. The engine's start
+// comes first: on one CPU they load while it waits for its disk, and go on at
+// full speed when it serves.
+func (m *machine) startEngine() error {
+	serves := make(chan struct{})
+	ready := m.phases.begin("engine")
+	err := m.engine.start(func(err error) {
+		ready(err)
+		close(serves)
+	})
+	go func() {
+		err := m.phases.run("core modules", func() error {
+			return loadCore(serves, "container", "netfilter", "device")
+		})
+		if err != nil {
+			m.log.Error("cannot load modules", "err", err)
+		}
+		watchPowerButton(m.button, m.log)
+	}()
+	return err
 }
 
 // hello makes the stream to the host and sets what the Welcome says.
@@ -141,13 +161,6 @@ func (m *machine) hello(early *earlyModules) error {
 // serve carries out orders until one, or the end of the hello stream, or the
 // power button, takes the machine down. It says how.
 func (m *machine) serve() (how int, grace time.Duration) {
-	button := make(chan struct{}, 1)
-	go func() {
-		if err := loadCore("device"); err != nil {
-			m.log.Warn("cannot load device modules", "err", err)
-		}
-		watchPowerButton(button, m.log)
-	}()
 	for {
 		select {
 		case order, ok := <-m.host.orders:
@@ -169,7 +182,7 @@ func (m *machine) serve() (how int, grace time.Duration) {
 			default:
 				m.host.reply(order.ID, fmt.Errorf("unknown order %q", order.Op))
 			}
-		case <-button:
+		case <-m.button:
 			m.log.Info("the power button was pressed")
 			return unix.LINUX_REBOOT_CMD_POWER_OFF, graceOrdered
 		}

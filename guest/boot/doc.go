@@ -16,8 +16,8 @@
 // with the serial berth-root and makes it /; "data disk" formats the disk with
 // the serial berth-data if it is blank, checks it if it was not unmounted, grows
 // the file system if the disk grew, and mounts it on /var/lib/berth. Modules
-// that are needed later load beside. Each phase is timed and reported to the
-// host as a wire.Phase.
+// that only containers need ("core modules") load while the engine starts. Each
+// phase is timed and reported to the host as a wire.Phase.
 //
 // What cannot be mended (no root, a host that does not answer or refuses, a
 // damaged data disk) is one line on the console and one failed phase, and the

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,26 +76,32 @@ func loadModule(file *os.File) error {
 	return nil
 }
 
-// coreMu: the groups of core modules depend on each other in their order.
-var coreMu sync.Mutex
-
-// loadCore loads groups of the root's core modules, as the builder listed them.
-func loadCore(groups ...string) error {
-	coreMu.Lock()
-	defer coreMu.Unlock()
+// loadCore loads groups of the root's core modules, as the builder listed them,
+// with the lowest priority until hurry is closed.
+func loadCore(hurry <-chan struct{}, groups ...string) error {
+	runtime.LockOSThread() // the priority is the thread's, which ends with the goroutine
+	thread := unix.Gettid()
+	if err := unix.Setpriority(unix.PRIO_PROCESS, thread, 19); err != nil {
+		return err
+	}
+	loaded := make(chan struct{})
+	defer close(loaded)
+	go func() {
+		select {
+		case <-hurry:
+			unix.Setpriority(unix.PRIO_PROCESS, thread, 0)
+		case <-loaded:
+		}
+	}()
 	dir := filepath.Join("/lib/modules", release())
 	list, err := os.ReadFile(filepath.Join(dir, "core"))
 	if err != nil {
 		return err
 	}
-	want := map[string]bool{}
-	for _, g := range groups {
-		want[g] = true
-	}
 	var errs []error
 	for _, line := range strings.Split(strings.TrimSpace(string(list)), "\n") {
 		group, name, _ := strings.Cut(line, " ")
-		if !want[group] {
+		if !slices.Contains(groups, group) {
 			continue
 		}
 		file, err := os.Open(filepath.Join(dir, name))

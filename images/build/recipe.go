@@ -38,14 +38,14 @@ var earlyModules = []group{
 	{"mmio", []string{"virtio_mmio"}}, // only where there is such a bus
 	{"disk", []string{"virtio_blk", "erofs"}},
 	{"vsock", []string{"vmw_vsock_virtio_transport"}},
-	{"data", []string{"ext4"}},
+	{"data", []string{"ext4", "overlay"}},
 	{"net", []string{"virtio_net"}},
 }
 
 // coreModules are loaded from the root while the boot goes on: what every
 // machine uses sooner or later, most on the way to the first container.
 var coreModules = []group{
-	{"container", []string{"overlay", "veth", "bridge", "br_netfilter"}},
+	{"container", []string{"bridge", "veth", "br_netfilter"}},
 	{"netfilter", []string{"nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_fib_inet", "nft_reject_inet", "nft_compat"}},
 	{"device", []string{"virtio_balloon", "virtio_rng", "button", "evdev"}},
 }
