@@ -4,61 +4,25 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/vm/internal/kvm"
 )
-
-const (
-	kvmPath = "/dev/kvm"
-
-	// probeEnv tells this program, run as a child of itself, to be the probe.
-	probeEnv = "BERTH_KVM_PROBE"
-	probeOK  = "kvm works"
-
-	// probeTime is how long one instruction may take.
-	probeTime = 500 * time.Millisecond
-)
-
-// probeReady is set once the program has shown that it is able to be the child.
-var probeReady atomic.Bool
 
 // RunProbeChild is the first call of main in every program that uses this
-// driver: when the program was started as the probe's child, it probes and
-// exits. Without the call the driver never tries KVM.
-func RunProbeChild() {
-	probeReady.Store(true)
-	if os.Getenv(probeEnv) == "" {
-		return
-	}
-	if err := runOneInstruction(); err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
-	fmt.Println(probeOK)
-	os.Exit(0)
-}
+// driver: when the program was started as the KVM probe's child, it probes and
+// exits. Without the call the driver never uses KVM.
+func RunProbeChild() { kvm.RunProbeChild() }
 
 // kvmFault says what is wrong with KVM; "" is nothing.
 func kvmFault(ctx context.Context, p program, arch, cacheDir string) (string, error) {
-	f, err := os.OpenFile(kvmPath, os.O_RDWR, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "there is no " + kvmPath + ": switch on virtualization in the firmware, or nested virtualization for this machine", nil
-	case errors.Is(err, fs.ErrPermission):
-		return kvmPath + " is not yours to use: run `sudo usermod -aG kvm $USER` and log in again", nil
-	case err != nil:
-		return fmt.Sprintf("%s does not open: %v", kvmPath, err), nil
+	if fault := kvm.Open(); fault != "" {
+		return fault, nil
 	}
-	f.Close()
 	key := probeKey{Kernel: kernelRelease(), CPU: cpuModel(), QEMU: p.version.String()}
 	cache := filepath.Join(cacheDir, "kvm.json")
 	if cacheDir != "" {
@@ -66,7 +30,7 @@ func kvmFault(ctx context.Context, p program, arch, cacheDir string) (string, er
 			return fault, nil
 		}
 	}
-	fault, err := probeKVM(ctx)
+	fault, err := kvm.Try(ctx)
 	if err == nil && fault == "" {
 		fault, err = tryQEMU(ctx, p, arch)
 	}
@@ -74,48 +38,6 @@ func kvmFault(ctx context.Context, p program, arch, cacheDir string) (string, er
 		writeProbe(cache, probeResult{probeKey: key, Boot: bootID(), Fault: fault})
 	}
 	return fault, err
-}
-
-// probeKVM tries KVM in a child process, which may hang.
-func probeKVM(ctx context.Context) (fault string, err error) {
-	if !probeReady.Load() {
-		return "this program does not probe it", nil
-	}
-	limit, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	cmd := exec.CommandContext(limit, "/proc/self/exe")
-	cmd.Env = []string{probeEnv + "=1"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = time.Second
-	type result struct {
-		out []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		out, err := cmd.Output()
-		done <- result{out, err}
-	}()
-	var r result
-	select {
-	case r = <-done:
-	case <-time.After(3 * probeTime):
-		// Killed, and still there: it hangs in the kernel. The goroutine waits
-		// for it for as long as that lasts.
-		return "a guest hangs, and cannot even be killed", nil
-	}
-	text := strings.TrimSpace(string(r.out))
-	switch {
-	case ctx.Err() != nil:
-		return "", ctx.Err()
-	case r.err == nil && text == probeOK:
-		return "", nil
-	case limit.Err() != nil:
-		return fmt.Sprintf("a guest hangs: it did not run one instruction within %v", probeTime), nil
-	case text != "":
-		return text, nil
-	}
-	return fmt.Sprintf("the probe failed: %v", r.err), nil
 }
 
 // probeKey is what a probe's result depends on.

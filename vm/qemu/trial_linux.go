@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/berthvm/berth/vm/internal/kvm"
 )
 
 const (
@@ -32,7 +34,7 @@ func tryQEMU(ctx context.Context, p program, arch string) (fault string, err err
 		return "", err
 	}
 	defer os.Remove(code.Name())
-	_, err = code.Write(probeCode)
+	_, err = code.Write(kvm.Code)
 	if code.Close(); err != nil {
 		return "", err
 	}

@@ -1,6 +1,6 @@
 //go:build linux && (amd64 || arm64)
 
-package qemu
+package kvm
 
 import (
 	"encoding/binary"
@@ -49,9 +49,9 @@ func ioctl(fd int, what string, request, arg uintptr) (int, error) {
 // runOneInstruction makes the smallest guest there is and checks that it ends as
 // its code says. Everything it opens stays open: its process ends next.
 func runOneInstruction() error {
-	kvm, err := unix.Open(kvmPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	kvm, err := unix.Open(Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", kvmPath, err)
+		return fmt.Errorf("open %s: %w", Path, err)
 	}
 	vm, err := ioctl(kvm, "make a guest", kvmCreateVM, 0)
 	if err != nil {
@@ -61,14 +61,14 @@ func runOneInstruction() error {
 	if err != nil {
 		return fmt.Errorf("guest memory: %w", err)
 	}
-	copy(page, probeCode)
+	copy(page, Code)
 	region := memoryRegion{
 		GuestPhysAddr: codeAddress &^ uint64(len(page)-1),
 		MemorySize:    uint64(len(page)),
 		UserspaceAddr: uint64(uintptr(unsafe.Pointer(&page[0]))),
 	}
 	if offset := codeAddress - region.GuestPhysAddr; offset != 0 { // pages over 4 KiB
-		copy(page[offset:], probeCode)
+		copy(page[offset:], Code)
 	}
 	if err := prepareVM(vm); err != nil {
 		return err

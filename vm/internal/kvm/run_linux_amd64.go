@@ -1,4 +1,4 @@
-package qemu
+package kvm
 
 import (
 	"encoding/binary"
@@ -14,8 +14,8 @@ const (
 	probeExit = 5 // KVM_EXIT_HLT
 )
 
-// probeCode is "hlt", in real mode.
-var probeCode = []byte{0xf4}
+// Code is the guest: "hlt", in real mode.
+var Code = []byte{0xf4}
 
 // prepareVM names pages that old Intel processors need for real mode.
 func prepareVM(vm int) error {
