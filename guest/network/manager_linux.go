@@ -34,7 +34,8 @@ type Manager struct {
 	networks  map[string]*network // by ID
 	sandboxes map[string]*sandbox // by container ID
 	site      netip.Prefix        // where IPv6 subnets come from; zero until it is needed
-	spare     *link.NS            // made ahead of time
+	spare     *spare              // made ahead of time
+	pending   map[string]*spare   // handed out by NewNS and not attached yet, by container ID
 	closed    bool
 
 	work sync.WaitGroup // background work; Add only with mu held and closed unset
@@ -52,7 +53,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the networks: %w", err)
 	}
-	m := &Manager{opts: opts, log: opts.Log, site: st.Site, networks: map[string]*network{}, sandboxes: map[string]*sandbox{}}
+	m := &Manager{opts: opts, log: opts.Log, site: st.Site, networks: map[string]*network{}, sandboxes: map[string]*sandbox{}, pending: map[string]*spare{}}
 	for _, n := range predefined(opts) {
 		n.Created = time.Now().UTC()
 		if err := m.addNetwork(n); err != nil {
@@ -109,13 +110,16 @@ func (m *Manager) Close() error {
 		return nil
 	}
 	m.closed = true
-	spare, sandboxes := m.spare, slices.Collect(maps.Values(m.sandboxes))
-	m.spare = nil
+	spares, sandboxes := slices.Collect(maps.Values(m.pending)), slices.Collect(maps.Values(m.sandboxes))
+	if m.spare != nil {
+		spares = append(spares, m.spare)
+	}
+	m.spare, m.pending = nil, nil
 	m.mu.Unlock()
 
 	m.work.Wait()
-	if spare != nil {
-		spare.Close()
+	for _, sp := range spares {
+		m.discardSpare(sp)
 	}
 	for _, sb := range sandboxes {
 		sb.op.Lock()
@@ -192,80 +196,6 @@ func (m *Manager) uplinkPrefixes() ([]netip.Prefix, error) {
 		}
 	}
 	return out, nil
-}
-
-// Prepare makes docker0, the firewall's table and a spare namespace, so that the
-// first container need not wait for them. It is meant for the background once
-// the engine answers; without it they are made when they are first needed.
-func (m *Manager) Prepare(ctx context.Context) error {
-	n, err := m.find(Bridge)
-	if err != nil {
-		return err
-	}
-	if _, err := m.ensureBridge(n); err != nil {
-		return err
-	}
-	return m.refill()
-}
-
-// refill makes the spare namespace if there is none.
-func (m *Manager) refill() error {
-	m.mu.RLock()
-	need := m.spare == nil && !m.closed
-	m.mu.RUnlock()
-	if !need {
-		return nil
-	}
-	ns, err := link.NewNS()
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	if m.spare == nil && !m.closed {
-		m.spare, ns = ns, nil
-	}
-	m.mu.Unlock()
-	if ns != nil {
-		ns.Close()
-	}
-	return nil
-}
-
-// NewNS makes a network namespace with its loopback up and pins it; it survives
-// the engine. The path is what Attach and a runtime spec take. A second call for
-// the same id returns the same namespace.
-func (m *Manager) NewNS(ctx context.Context, id string) (path string, err error) {
-	path, err = m.nsPath(id)
-	if err != nil {
-		return "", err
-	}
-	if link.Pinned(path) {
-		return path, nil
-	}
-	m.mu.Lock()
-	ns := m.spare
-	m.spare = nil
-	m.mu.Unlock()
-	if ns == nil {
-		if ns, err = link.NewNS(); err != nil {
-			return "", err
-		}
-	}
-	defer ns.Close()
-	if err := ns.Pin(path); err != nil {
-		return "", fmt.Errorf("cannot keep the network namespace: %w", err)
-	}
-	return path, nil
-}
-
-// RemoveNS undoes NewNS; the kernel frees the namespace when its last process
-// has gone. It is no error if there is none.
-func (m *Manager) RemoveNS(ctx context.Context, id string) error {
-	path, err := m.nsPath(id)
-	if err != nil {
-		return err
-	}
-	return link.Unpin(path)
 }
 
 func (m *Manager) nsPath(id string) (string, error) {

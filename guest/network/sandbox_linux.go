@@ -114,15 +114,9 @@ func (m *Manager) Attach(ctx context.Context, req AttachRequest) (Endpoint, erro
 		return Endpoint{}, err
 	}
 	defer m.unlock(sb)
-	ep, err := m.reserve(n, sb, req)
+	ep, err := m.endpoint(n, sb, req)
 	if err != nil {
 		return Endpoint{}, err
-	}
-	if n.def.Driver == DriverBridge {
-		if err := m.connect(n, &ep, req.NetNS); err != nil {
-			m.unreserve(ep)
-			return Endpoint{}, fmt.Errorf("failed to set up container networking: %w", err)
-		}
 	}
 	before := m.insert(sb, ep, req)
 	if err := m.settle(sb); err != nil {
@@ -135,6 +129,27 @@ func (m *Manager) Attach(ctx context.Context, req AttachRequest) (Endpoint, erro
 	return ep.clone(), nil
 }
 
+// endpoint makes an endpoint, or takes the one that was made ahead of time.
+func (m *Manager) endpoint(n *network, sb *sandbox, req AttachRequest) (Endpoint, error) {
+	if ep, ok, err := m.takeSpare(n, sb, req); ok || err != nil {
+		return ep, err
+	}
+	ep, err := m.reserve(n, sb, req)
+	if err != nil || n.def.Driver != DriverBridge {
+		return ep, err
+	}
+	ns, err := link.OpenNS(req.NetNS)
+	if err == nil {
+		err = m.connect(n, ep, ns)
+		ns.Close()
+	}
+	if err != nil {
+		m.unreserve(ep)
+		return Endpoint{}, fmt.Errorf("failed to set up container networking: %w", err)
+	}
+	return ep, nil
+}
+
 // reserve checks a request and takes what it needs of the network.
 func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint, error) {
 	m.mu.Lock()
@@ -145,12 +160,7 @@ func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint,
 	if err := checkAttach(n.def, sb.endpoints, req); err != nil {
 		return Endpoint{}, err
 	}
-	ep := Endpoint{
-		ID: newID(), NetworkID: n.def.ID, NetworkName: n.def.Name,
-		ContainerID: req.ContainerID, ContainerName: req.ContainerName, NetNS: req.NetNS,
-		Names: req.Names, Links: req.Links, Priority: req.GatewayPriority, DriverOpts: req.DriverOpts,
-	}
-	ep = ep.clone()
+	ep := Endpoint{ID: newID(), NetworkID: n.def.ID, NetworkName: n.def.Name}.of(req)
 	if n.def.Driver != DriverBridge {
 		n.using++
 		return ep, nil
@@ -170,6 +180,13 @@ func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint,
 	ep.Interface = nextInterface(sb.endpoints, n.def.ifPrefix())
 	n.using++
 	return ep, nil
+}
+
+// of returns the endpoint as that of the container that asked for it.
+func (e Endpoint) of(req AttachRequest) Endpoint {
+	e.ContainerID, e.ContainerName, e.NetNS = req.ContainerID, req.ContainerName, req.NetNS
+	e.Names, e.Links, e.Priority, e.DriverOpts = req.Names, req.Links, req.GatewayPriority, req.DriverOpts
+	return e.clone()
 }
 
 func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
@@ -266,21 +283,29 @@ func (m *Manager) discard(eps ...Endpoint) {
 	}
 	m.mu.Unlock()
 	drain := func() {
-		for _, ep := range eps {
-			if ep.Device != "" {
-				if err := m.root.Delete(ep.Device); err != nil {
-					m.log.Error("cannot remove a container's interface", "interface", ep.Device, "error", err)
-				}
-			}
-			m.mu.Lock()
-			if n := m.networks[ep.NetworkID]; n != nil {
-				n.release(ep)
-			}
-			m.mu.Unlock()
+		m.drain(eps...)
+		if err := m.refill(); err != nil {
+			m.log.Warn("cannot prepare the next container's network", "error", err)
 		}
 	}
 	if !m.background(drain) {
 		drain()
+	}
+}
+
+// drain removes interfaces and then gives their addresses back.
+func (m *Manager) drain(eps ...Endpoint) {
+	for _, ep := range eps {
+		if ep.Device != "" {
+			if err := m.root.Delete(ep.Device); err != nil {
+				m.log.Error("cannot remove a container's interface", "interface", ep.Device, "error", err)
+			}
+		}
+		m.mu.Lock()
+		if n := m.networks[ep.NetworkID]; n != nil {
+			n.release(ep)
+		}
+		m.mu.Unlock()
 	}
 }
 
@@ -294,16 +319,11 @@ func nextInterface(have []Endpoint, prefix string) string {
 }
 
 // connect makes the endpoint's interfaces. A failed connect leaves none.
-func (m *Manager) connect(n *network, ep *Endpoint, nspath string) (err error) {
+func (m *Manager) connect(n *network, ep Endpoint, ns *link.NS) (err error) {
 	bridge, err := m.ensureBridge(n)
 	if err != nil {
 		return err
 	}
-	ns, err := link.OpenNS(nspath)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
 	mac, err := net.ParseMAC(ep.MAC)
 	if err != nil {
 		return err
@@ -331,7 +351,7 @@ func (m *Manager) connect(n *network, ep *Endpoint, nspath string) (err error) {
 			return err
 		}
 	}
-	return inside(ns, *ep)
+	return inside(ns, ep)
 }
 
 // inside gives the container's end its addresses.
@@ -453,13 +473,22 @@ func (m *Manager) settleRoutes(sb *sandbox) error {
 		return err
 	}
 	defer ns.Close()
+	if err := setRoutes(ns, sb.routes, want); err != nil {
+		return err
+	}
+	sb.routes = [2]netip.Addr{want[0].gw, want[1].gw}
+	return nil
+}
+
+// setRoutes changes a namespace's default routes.
+func setRoutes(ns *link.NS, have [2]netip.Addr, want [2]route) error {
 	c, err := ns.Dial()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	for i, w := range want {
-		if w.gw == sb.routes[i] {
+		if w.gw == have[i] {
 			continue
 		}
 		if !w.gw.IsValid() {
@@ -472,7 +501,6 @@ func (m *Manager) settleRoutes(sb *sandbox) error {
 		if err != nil {
 			return err
 		}
-		sb.routes[i] = w.gw
 	}
 	return nil
 }
@@ -537,11 +565,6 @@ func (m *Manager) Release(ctx context.Context, containerID string) error {
 	sb.endpoints = nil
 	m.mu.Unlock()
 	m.discard(eps...)
-	m.background(func() {
-		if err := m.refill(); err != nil {
-			m.log.Warn("cannot make a spare network namespace", "error", err)
-		}
-	})
 	return m.record(sb)
 }
 
