@@ -15,6 +15,9 @@ import (
 )
 
 // Process is a process started by Exec. Its methods are safe for concurrent use.
+//
+// Without CloneParent it must be waited for: the kernel does not let a container's
+// first process end as long as there is an unreaped process in its PID namespace.
 type Process struct {
 	pid   int
 	pidfd *os.File

@@ -188,7 +188,9 @@ func create(t testing.TB, cfg Config) (*box, error) {
 		return nil, err
 	}
 	t.Cleanup(func() {
-		if err := b.Delete(context.Background()); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := b.Delete(ctx); err != nil {
 			t.Errorf("delete: %v", err)
 		}
 		b.Close()

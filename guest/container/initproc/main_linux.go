@@ -217,6 +217,16 @@ func failed(what string, err error) error {
 	return &failure{what: what + ": " + err.Error()}
 }
 
+func errnoOf(err error) syscall.Errno {
+	switch e := err.(type) {
+	case *failure:
+		return e.errno
+	case syscall.Errno:
+		return e
+	}
+	return 0
+}
+
 func read(fd int, b []byte) (int, error) {
 	for {
 		n, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))

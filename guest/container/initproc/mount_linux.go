@@ -201,7 +201,7 @@ func (p *process) tree(m *order.Mount) (fd int, dir, late bool, err error) {
 			attrs, late = attrs&^unix.MOUNT_ATTR_RDONLY, true
 		}
 		fd, err = newMount(m.Type, m.Source, m.Params, int(attrs))
-		if err == unix.EPERM && m.Type == "sysfs" {
+		if m.Type == "sysfs" && errnoOf(err) == unix.EPERM {
 			// A network namespace of somebody else's user namespace: the machine's
 			// sysfs, read-only, is what remains.
 			fd, err = cloneTree("/sys", true)
