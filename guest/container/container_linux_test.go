@@ -364,7 +364,18 @@ func TestUserNamespace(t *testing.T) {
 	}
 	spec := userSpec(root, "sh", "-c", "cat /proc/self/uid_map; grep CapEff /proc/self/status; stat -c %u /bin/busybox /proc/1; echo > /dev/null && echo dev; exec sleep 1000")
 	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/mnt", Type: "bind", Source: host, Options: []string{"bind", "ro"}})
-	b := start(t, testConfig(t, spec))
+	cfg := testConfig(t, spec)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Stdout, cfg.Stderr = w, w
+	b := start(t, cfg)
+	w.Close()
+	want := "         0     100000      65536\nCapEff:\t00000000a80425fb\n0\n0\ndev\n"
+	if got := readUntil(t, r, want); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 	got, err := execIn(t, b.Container, "id -u; readlink /proc/self/ns/user; cat /mnt/secret 2>&1; hostname", nil)
 	if err != nil {
 		t.Fatal(got, err)
@@ -372,15 +383,6 @@ func TestUserNamespace(t *testing.T) {
 	lines := strings.Split(got, "\n")
 	if len(lines) != 4 || lines[0] != "0" || lines[1] == nsOf(t, "user") || !strings.Contains(lines[2], "denied") || lines[3] != "box" {
 		t.Errorf("exec: %q", lines)
-	}
-	b.Kill()
-	if _, err := b.Wait(testContext(t)); err != nil {
-		t.Fatal(err)
-	}
-	<-b.reader
-	want := "         0     100000      65536\nCapEff:\t00000000a80425fb\n0\n0\ndev\n"
-	if got := b.out.String(); got != want {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

@@ -247,12 +247,19 @@ func program(p *specs.LinuxSeccomp, def uint32, rules map[string][]rule) []bpf.I
 	return append(out, kill)
 }
 
+// intArgs are system calls whose arguments the kernel cuts down to 32 bits before
+// it looks at them, on 64-bit architectures too, and which profiles permit with
+// "not equal": a full comparison would let 1<<32 | AF_VSOCK through to where it
+// is AF_VSOCK again.
+var intArgs = []string{"socket", "socketpair"}
+
 // span is a range of system calls with one outcome: it reaches up to the next
 // span's first number.
 type span struct {
-	first uint32
-	rules []rule // tried in order; then ret
-	ret   uint32
+	first  uint32
+	rules  []rule // tried in order; then ret
+	ret    uint32
+	narrow bool // compare 32 bits
 }
 
 // part decides over one architecture's numbers, the number being loaded.
@@ -264,7 +271,7 @@ func (m machine) part(rules map[string][]rule, def uint32) []bpf.Instruction {
 		if !ok {
 			continue
 		}
-		s := span{first: uint32(nr) | bit, rules: rs, ret: def}
+		s := span{first: uint32(nr) | bit, rules: rs, ret: def, narrow: m.narrow || slices.Contains(intArgs, name)}
 		if i := slices.IndexFunc(rs, func(r rule) bool { return len(r.conds) == 0 }); i >= 0 {
 			s.rules, s.ret = nil, rs[i].ret
 		}
@@ -296,16 +303,16 @@ func (m machine) part(rules map[string][]rule, def uint32) []bpf.Instruction {
 			add(span{first: c.first + 1, ret: def})
 		}
 	}
-	return search(spans, m.narrow)
+	return search(spans)
 }
 
 // search finds the span of the loaded number by bisection.
-func search(spans []span, narrow bool) []bpf.Instruction {
+func search(spans []span) []bpf.Instruction {
 	if len(spans) == 1 {
-		return spans[0].leaf(narrow)
+		return spans[0].leaf()
 	}
 	mid := len(spans) / 2
-	return branch(spans[mid].first, search(spans[:mid], narrow), search(spans[mid:], narrow))
+	return branch(spans[mid].first, search(spans[:mid]), search(spans[mid:]))
 }
 
 // branch runs high when the accumulator is at least limit, else low. A
@@ -322,10 +329,10 @@ func branch(limit uint32, low, high []bpf.Instruction) []bpf.Instruction {
 }
 
 // leaf tries the rules and returns.
-func (s span) leaf(narrow bool) []bpf.Instruction {
+func (s span) leaf() []bpf.Instruction {
 	var out []bpf.Instruction
 	for _, r := range s.rules {
-		out = append(out, r.code(narrow)...)
+		out = append(out, r.code(s.narrow)...)
 	}
 	return append(out, bpf.RetConstant{Val: s.ret})
 }

@@ -9,7 +9,10 @@
 // argument: then each stands for itself. A rule whose action is the default action
 // is void. System calls this package has no number for are skipped. The machine's
 // own architecture is always part of a filter; another one than those named kills
-// the process. On 32-bit architectures only the low half of an argument counts.
+// the process. On 32-bit architectures only the low half of an argument counts,
+// and so it does everywhere for socket and socketpair, whose arguments the kernel
+// itself cuts down: a rule of "not equal" could otherwise be passed by setting
+// bits that nobody looks at.
 //
 // A system call that is newer than every one the filter names gets ENOSYS instead
 // of the default action, unless that lets it pass: C libraries fall back to an
