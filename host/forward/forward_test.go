@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -275,9 +276,10 @@ func TestLoopback(t *testing.T) {
 	wrong := bytes.Repeat([]byte{8}, wire.SecretSize)
 	l := tcpListener(t)
 	done := make(chan error, 1)
-	known := secret
+	var known atomic.Pointer[[]byte]
+	known.Store(&secret)
 	go func() {
-		done <- Loopback{}.Serve(context.Background(), l, func() []byte { return known })
+		done <- Loopback{}.Serve(context.Background(), l, func() []byte { return *known.Load() })
 	}()
 	ask := func(preamble []byte, network, address string) (reply wire.DialReply, echoed string, err error) {
 		c, err := net.Dial("tcp", l.Addr().String())
@@ -310,7 +312,7 @@ func TestLoopback(t *testing.T) {
 	if _, _, err := ask(wrong, "tcp", "127.0.0.1:"+port); err == nil {
 		t.Error("a wrong secret got a reply")
 	}
-	known = nil
+	known.Store(new([]byte))
 	if _, _, err := ask(secret, "tcp", "127.0.0.1:"+port); err == nil {
 		t.Error("a secret was accepted when there is none")
 	}
