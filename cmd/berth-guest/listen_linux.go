@@ -16,6 +16,7 @@ import (
 	"github.com/mdlayher/vsock"
 
 	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/sshd"
 	"github.com/berthvm/berth/guest/wire"
 )
 
@@ -24,12 +25,14 @@ type servers struct {
 	log    *slog.Logger
 	http   []*http.Server
 	wg     sync.WaitGroup
+	cancel context.CancelFunc // ends what is not HTTP
 	failed chan error
 }
 
 // listen opens the ports. Nothing is accepted from anyone but the host.
 func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers, err error) {
-	s := &servers{log: cfg.log, failed: make(chan error, 4)}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &servers{log: cfg.log, cancel: cancel, failed: make(chan error, 4)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -57,7 +60,26 @@ func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers,
 		}
 		s.serve(hostOnly{l}, h)
 	}
-	return s, nil
+	return s, s.serveSSH(ctx, w)
+}
+
+// serveSSH serves shells in the machine, if the host has sent keys.
+func (s *servers) serveSSH(ctx context.Context, w wire.Welcome) error {
+	if w.SSH.HostKey == "" {
+		return nil
+	}
+	l, err := vsock.Listen(wire.PortSSH, nil)
+	if err != nil {
+		return fmt.Errorf("listen on vsock port %d: %w", wire.PortSSH, err)
+	}
+	s.wg.Go(func() {
+		err := sshd.Serve(ctx, hostOnly{l}, sshd.Options{HostKey: w.SSH.HostKey, AuthorizedKey: w.SSH.AuthorizedKey, Log: s.log,
+			Env: []string{"DOCKER_HOST=unix:///run/berth/docker.sock"}})
+		if err != nil && ctx.Err() == nil {
+			s.log.Error("no shells in the machine: the SSH server ended", "error", err)
+		}
+	})
+	return nil
 }
 
 func (s *servers) serve(l net.Listener, h http.Handler) {
@@ -76,6 +98,7 @@ func (s *servers) serve(l net.Listener, h http.Handler) {
 
 // close ends all servers and their connections.
 func (s *servers) close() {
+	s.cancel()
 	for _, srv := range s.http {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		_ = srv.Shutdown(ctx)

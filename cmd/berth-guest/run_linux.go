@@ -36,13 +36,13 @@ import (
 
 // config is what the command line says.
 type config struct {
-	native            bool
-	root, run         string
-	welcome           string
-	execPath          string
-	initPath          string
-	builtin           string
-	log               *slog.Logger
+	native    bool
+	root, run string
+	welcome   string
+	execPath  string
+	initPath  string
+	builtin   string
+	log       *slog.Logger
 }
 
 func (c config) socket() string { return filepath.Join(c.run, "docker.sock") }

@@ -413,9 +413,13 @@ func (x *Exec) handleExit(pid int, status syscall.WaitStatus) {
 	x.finish(exitCode(status))
 }
 
-// finish records the end.
+// finish records the end. Only the first counts.
 func (x *Exec) finish(code int) {
 	x.mu.Lock()
+	if !x.ended.IsZero() {
+		x.mu.Unlock()
+		return
+	}
 	x.state.Running, x.state.Started, x.state.ExitCode = false, true, &code
 	x.ended = time.Now()
 	x.master = nil
@@ -437,16 +441,25 @@ func (x *Exec) letGo() {
 	}
 }
 
-// dropExecs forgets the execs of a container that is removed.
+// dropExecs forgets the execs of a container that is removed. Those whose end has
+// not been told yet were killed with it.
 func (e *Engine) dropExecs(c *Container) {
 	c.mu.Lock()
-	ids := slices.Collect(maps.Keys(c.execs))
+	execs := slices.Collect(maps.Values(c.execs))
 	clear(c.execs)
 	c.mu.Unlock()
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, id := range ids {
-		delete(e.execs, id)
+	for _, x := range execs {
+		x.mu.Lock()
+		running := x.state.Running
+		x.mu.Unlock()
+		if running {
+			x.letGo()
+			_ = e.opts.Keeper.Delete(x.key())
+			x.finish(128 + int(syscall.SIGKILL))
+		}
+		e.mu.Lock()
+		delete(e.execs, x.id)
+		e.mu.Unlock()
 	}
 }
 

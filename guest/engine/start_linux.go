@@ -414,6 +414,7 @@ func (b *building) exec(ctx context.Context) error {
 	if size := c.rec.HostConfig.ConsoleSize; c.rec.Config.Tty && size[0] > 0 && size[1] > 0 {
 		_ = resize(b.run_.master, size[0], size[1])
 	}
+	now := time.Now().UTC()
 	if err := b.run_.task.Start(ctx); err != nil {
 		return err
 	}
@@ -424,7 +425,7 @@ func (b *building) exec(ctx context.Context) error {
 	}
 	st := &c.rec.State
 	st.PID, st.ExitCode, st.Error, st.OOMKilled, st.Stopped = b.run_.pid, 0, "", false, false
-	st.StartedAt, st.Boot = time.Now().UTC(), b.e.opts.BootID
+	st.StartedAt, st.Boot = now, b.e.opts.BootID
 	c.save(!c.rec.HostConfig.RestartPolicy.IsNone()) // only a policy must know after a power cut
 	c.event(events.ActionStart)
 	c.watch(b.run_)

@@ -115,6 +115,13 @@ func (c *Container) stopWay(o StopOptions) (syscall.Signal, time.Duration, error
 // returns what the exit closes, and whether there is a process.
 func (c *Container) willStop(why stopReason) (<-chan struct{}, bool) {
 	c.mu.Lock()
+	restarting := c.rec.State.Status == record.Restarting
+	c.mu.Unlock()
+	if restarting { // a start that has begun must end before it can be undone
+		c.op.Lock()
+		defer c.op.Unlock()
+	}
+	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := &c.rec.State
 	if why == stopUser {
@@ -191,8 +198,10 @@ func (e *Engine) Kill(ctx context.Context, name, sigName string) error {
 	st := &c.rec.State
 	if st.Status == record.Restarting {
 		c.mu.Unlock()
-		c.willStop(stopUser)
-		return nil
+		if _, alive := c.willStop(stopUser); !alive {
+			return nil
+		}
+		c.mu.Lock()
 	}
 	if !st.Status.Alive() || c.run == nil {
 		full := c.id

@@ -1,0 +1,544 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"go.uber.org/goleak"
+
+	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/enginetest"
+	"github.com/berthvm/berth/guest/engine/logfile"
+	"github.com/berthvm/berth/guest/engine/stdio"
+)
+
+func TestMain(m *testing.M) {
+	// The programs of a played crash go on, as real ones would.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/berthvm/berth/guest/engine/enginetest.(*process).run"),
+		goleak.IgnoreAnyFunction("github.com/berthvm/berth/guest/engine/enginetest.(*process).program"))
+}
+
+var ctx = context.Background()
+
+func create(t *testing.T, e *engine.Engine, name string, hc *apicontainer.HostConfig, cmd ...string) string {
+	t.Helper()
+	id, _, err := e.Create(ctx, engine.CreateOptions{Name: name, HostConfig: hc,
+		Config: &apicontainer.Config{Image: "img", Cmd: cmd, OpenStdin: true, StdinOnce: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func start(t *testing.T, e *engine.Engine, id string) {
+	t.Helper()
+	if err := e.Start(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wait(t *testing.T, e *engine.Engine, id string, cond apicontainer.WaitCondition) int {
+	t.Helper()
+	c, err := e.Wait(ctx, id, cond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case r := <-c:
+		return r.Code
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s: nothing came of waiting for %q", id, cond)
+		return 0
+	}
+}
+
+func logs(t *testing.T, e *engine.Engine, id string) string {
+	t.Helper()
+	var b strings.Builder
+	err := e.Logs(ctx, id, logfile.ReadOptions{Tail: -1}, func(bool) error { return nil },
+		func(l logfile.Entry) error { b.Write(l.Line); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func status(t *testing.T, e *engine.Engine, id string) apicontainer.State {
+	t.Helper()
+	i, err := e.Inspect(ctx, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *i.State
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("%s did not come about", what)
+}
+
+func TestRun(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	id := create(t, e, "one", nil, "echo", "a", "b")
+	if s := status(t, e, id); s.Status != "created" {
+		t.Errorf("status %s", s.Status)
+	}
+	done, err := e.Wait(ctx, id, apicontainer.WaitConditionNextExit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, e, id)
+	if r := <-done; r.Code != 0 {
+		t.Errorf("exit code %d", r.Code)
+	}
+	if got := logs(t, e, "one"); got != "a\nb\n" {
+		t.Errorf("logged %q", got)
+	}
+	if s := status(t, e, id[:12]); s.Status != "exited" || s.FinishedAt < s.StartedAt {
+		t.Errorf("state %+v", s)
+	}
+	start(t, e, id) // again: output is added
+	wait(t, e, id, "")
+	if got := logs(t, e, "one"); got != "a\nb\na\nb\n" {
+		t.Errorf("logged %q", got)
+	}
+	if err := e.Remove(ctx, "/one", engine.RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	if _, err := e.Inspect(ctx, id, false); !errdefs.IsNotFound(err) {
+		t.Errorf("after removal: %v", err)
+	}
+}
+
+func TestAutoRemoveLeavesNothing(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	for _, cmd := range [][]string{{"echo", "x"}, {"exit", "7"}, {"nosuch"}} {
+		id := create(t, e, "", &apicontainer.HostConfig{AutoRemove: true}, cmd...)
+		done, err := e.Wait(ctx, id, apicontainer.WaitConditionRemoved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = e.Start(ctx, id)
+		if (err != nil) != (cmd[0] == "nosuch") {
+			t.Errorf("%q: %v", cmd, err)
+		}
+		<-done
+		if left := w.Leftovers(); len(left) > 0 {
+			t.Errorf("%q left behind: %q", cmd, left)
+		}
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	for cmd, c := range map[string]struct {
+		code int
+		text string
+	}{
+		"nosuch":    {127, `exec: "nosuch": executable file not found in $PATH`},
+		"forbidden": {126, `exec: "forbidden": permission denied`},
+	} {
+		id := create(t, e, "", nil, cmd)
+		err := e.Start(ctx, id)
+		if err == nil || !strings.Contains(err.Error(), c.text) || !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", cmd, err)
+		}
+		if s := status(t, e, id); s.ExitCode != c.code || s.Status != "created" || s.Error == "" {
+			t.Errorf("%s: state %+v", cmd, s)
+		}
+		if err := e.Remove(ctx, id, engine.RemoveOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := w.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+func TestStopKillRestart(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	zero := 0
+	polite := create(t, e, "polite", nil, "sleep")
+	deaf := create(t, e, "deaf", nil, "deaf")
+	start(t, e, polite)
+	start(t, e, deaf)
+	if err := e.Start(ctx, polite); !errors.Is(err, engine.ErrNotModified) {
+		t.Errorf("start of a running container: %v", err)
+	}
+	if err := e.Remove(ctx, polite, engine.RemoveOptions{}); !errdefs.IsConflict(err) {
+		t.Errorf("removal of a running container: %v", err)
+	}
+	if err := e.Kill(ctx, polite, "USR1"); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the signal", func() bool { return strings.Contains(logs(t, e, polite), "signal 10") })
+	if err := e.Restart(ctx, polite, engine.StopOptions{}); err != nil {
+		t.Error(err)
+	}
+	if s := status(t, e, polite); s.Status != "running" {
+		t.Errorf("after restart: %+v", s)
+	}
+	if err := e.Stop(ctx, polite, engine.StopOptions{}); err != nil {
+		t.Error(err)
+	}
+	if s := status(t, e, polite); s.ExitCode != 15 {
+		t.Errorf("after stop: %+v", s)
+	}
+	if err := e.Stop(ctx, polite, engine.StopOptions{}); !errors.Is(err, engine.ErrNotModified) {
+		t.Errorf("stop of a stopped container: %v", err)
+	}
+	if err := e.Stop(ctx, deaf, engine.StopOptions{Timeout: &zero}); err != nil {
+		t.Error(err)
+	}
+	if s := status(t, e, deaf); s.ExitCode != 137 {
+		t.Errorf("after a stop that killed: %+v", s)
+	}
+	if err := e.Kill(ctx, deaf, ""); !errdefs.IsConflict(err) {
+		t.Errorf("kill of a stopped container: %v", err)
+	}
+}
+
+func TestRestartPolicies(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	policy := func(name apicontainer.RestartPolicyMode, n int) *apicontainer.HostConfig {
+		return &apicontainer.HostConfig{RestartPolicy: apicontainer.RestartPolicy{Name: name, MaximumRetryCount: n}}
+	}
+	failing := create(t, e, "failing", policy("on-failure", 2), "exit", "3")
+	fine := create(t, e, "fine", policy("on-failure", 0), "exit", "0")
+	always := create(t, e, "always", policy("always", 0), "exit", "0")
+	for _, id := range []string{failing, fine, always} {
+		start(t, e, id)
+	}
+	eventually(t, "the end of the failing one", func() bool {
+		i, err := e.Inspect(ctx, failing, false)
+		return err == nil && i.State.Status == "exited" && i.RestartCount == 2 && i.State.ExitCode == 3
+	})
+	if i, _ := e.Inspect(ctx, fine, false); i.RestartCount != 0 || i.State.Status != "exited" {
+		t.Errorf("fine: %d restarts, %s", i.RestartCount, i.State.Status)
+	}
+	eventually(t, "a restart", func() bool {
+		i, err := e.Inspect(ctx, always, false)
+		return err == nil && i.RestartCount >= 1
+	})
+	if err := e.Stop(ctx, always, engine.StopOptions{}); err != nil && !errors.Is(err, engine.ErrNotModified) {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if s := status(t, e, always); s.Status != "exited" {
+		t.Errorf("a stopped container is %s", s.Status)
+	}
+}
+
+// TestCrashOfTheEngine: containers run on, and the next engine knows what they
+// printed and how they ended meanwhile.
+func TestCrashOfTheEngine(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	stays := create(t, e, "stays", nil, "lines")
+	ends := create(t, e, "ends", nil, "sleep")
+	start(t, e, stays)
+	start(t, e, ends)
+	attached := attach(t, e, stays)
+	attached.type_("before\n")
+	eventually(t, "the first line", func() bool { return logs(t, e, stays) == ">before\n" })
+	exec, err := e.ExecCreate(ctx, stays, apicontainer.ExecCreateRequest{Cmd: []string{"sleep"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.ExecStart(ctx, exec, nil, engine.Attached{}); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	attached.end()
+
+	w.Signal("container/"+ends, 15)
+	eventually(t, "the end without an engine", func() bool { return w.Exited("container/" + ends) })
+
+	e = w.Engine()
+	wait(t, e, ends, "")
+	if s := status(t, e, ends); s.Status != "exited" || s.ExitCode != 15 {
+		t.Errorf("what ended meanwhile is %+v", s)
+	}
+	if s := status(t, e, stays); s.Status != "running" {
+		t.Errorf("what runs on is %+v", s)
+	}
+	if x, err := e.ExecInspect(ctx, exec); err != nil || !x.Running {
+		t.Errorf("the exec is %+v, %v", x, err)
+	}
+	attached = attach(t, e, stays)
+	attached.type_("after\n")
+	eventually(t, "the second line", func() bool { return logs(t, e, stays) == ">before\n>after\n" })
+	if err := e.Remove(ctx, stays, engine.RemoveOptions{Force: true}); err != nil {
+		t.Error(err)
+	}
+	attached.end()
+	if err := e.Remove(ctx, ends, engine.RemoveOptions{}); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "nothing left behind", func() bool { return len(w.Leftovers()) == 0 })
+}
+
+func TestRebootAppliesPolicies(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	policy := func(name apicontainer.RestartPolicyMode) *apicontainer.HostConfig {
+		return &apicontainer.HostConfig{RestartPolicy: apicontainer.RestartPolicy{Name: name}}
+	}
+	for name, hc := range map[string]*apicontainer.HostConfig{
+		"no": nil, "always": policy("always"), "unless": policy("unless-stopped"), "stopped": policy("unless-stopped"),
+		"auto": {AutoRemove: true},
+	} {
+		start(t, e, create(t, e, name, hc, "sleep"))
+	}
+	if err := e.Stop(ctx, "stopped", engine.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	w.Reboot()
+	e = w.Engine()
+	for name, want := range map[string]apicontainer.ContainerState{"no": "exited", "always": "running", "unless": "running", "stopped": "exited"} {
+		eventually(t, name+" "+string(want), func() bool { return status(t, e, name).Status == want })
+	}
+	if s := status(t, e, "no"); s.ExitCode != 255 {
+		t.Errorf("what the reboot ended has exit code %d", s.ExitCode)
+	}
+	eventually(t, "the removal", func() bool { _, err := e.Inspect(ctx, "auto", false); return errdefs.IsNotFound(err) })
+}
+
+func TestShutdownKeepsPolicies(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	start(t, e, create(t, e, "up", &apicontainer.HostConfig{RestartPolicy: apicontainer.RestartPolicy{Name: "unless-stopped"}}, "sleep"))
+	if err := e.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.Reboot()
+	e = w.Engine()
+	eventually(t, "the start after a shutdown", func() bool { return status(t, e, "up").Status == "running" })
+}
+
+func TestBrokenRecordIsCleanedUp(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	id := create(t, e, "torn", nil, "sleep")
+	e.Close()
+	if err := os.Truncate(w.Dir+"/state/containers/"+id+"/container.json", 0); err != nil {
+		t.Fatal(err)
+	}
+	e = w.Engine()
+	if left := w.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	create(t, e, "torn", nil, "sleep")
+}
+
+func TestExec(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	id := create(t, e, "cc", nil, "sleep")
+	if _, err := e.ExecCreate(ctx, id, apicontainer.ExecCreateRequest{Cmd: []string{"echo"}}); !errdefs.IsConflict(err) {
+		t.Errorf("exec in a container that does not run: %v", err)
+	}
+	start(t, e, id)
+	for _, c := range []struct {
+		cmd  []string
+		code int
+		out  string
+		fail bool
+	}{
+		{[]string{"echo", "x"}, 0, "x\n", false},
+		{[]string{"exit", "9"}, 9, "", false},
+		{[]string{"nosuch"}, 127, "", true},
+	} {
+		x, err := e.ExecCreate(ctx, id, apicontainer.ExecCreateRequest{Cmd: c.cmd, AttachStdout: true, AttachStderr: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		err = e.ExecStart(ctx, x, nil, engine.Attached{Begin: func(bool) (func(stdio.Stream, []byte) error, error) {
+			return func(_ stdio.Stream, p []byte) error { out.Write(p); return nil }, nil
+		}})
+		if (err != nil) != c.fail {
+			t.Errorf("%q: %v", c.cmd, err)
+		}
+		st, err := e.ExecInspect(ctx, x)
+		if err != nil || st.Running || st.ExitCode == nil || *st.ExitCode != c.code || out.String() != c.out {
+			t.Errorf("%q: %+v, printed %q", c.cmd, st, out.String())
+		}
+		if err := e.ExecStart(ctx, x, nil, engine.Attached{}); !errdefs.IsConflict(err) {
+			t.Errorf("a second start: %v", err)
+		}
+	}
+	if err := e.Remove(ctx, id, engine.RemoveOptions{Force: true}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	id := create(t, e, "taken", nil, "sleep")
+	_, _, err := e.Create(ctx, engine.CreateOptions{Name: "/taken", Config: &apicontainer.Config{Image: "img"}})
+	if !errdefs.IsConflict(err) || !strings.Contains(err.Error(), `The container name "/taken" is already in use by container "`+id+`"`) {
+		t.Errorf("a taken name: %v", err)
+	}
+	for _, name := range []string{"x", "../x", "a b", "-a", "a/b"} {
+		if _, _, err := e.Create(ctx, engine.CreateOptions{Name: name, Config: &apicontainer.Config{Image: "img"}}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("name %q: %v", name, err)
+		}
+	}
+	other := create(t, e, "", nil, "sleep")
+	if err := e.Rename(ctx, other, "taken"); !errdefs.IsConflict(err) {
+		t.Errorf("rename to a taken name: %v", err)
+	}
+	if err := e.Rename(ctx, id, "free"); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Rename(ctx, other, "taken"); err != nil {
+		t.Errorf("rename to a name that is free again: %v", err)
+	}
+	e.Close()
+	e = w.Engine()
+	if i, err := e.Inspect(ctx, "free", false); err != nil || i.ID != id {
+		t.Errorf("after a restart: %v", err)
+	}
+}
+
+func TestCreateChecks(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	for what, o := range map[string]engine.CreateOptions{
+		"no config":     {},
+		"no image":      {Config: &apicontainer.Config{}},
+		"bad workdir":   {Config: &apicontainer.Config{Image: "img", WorkingDir: "rel"}},
+		"bad signal":    {Config: &apicontainer.Config{Image: "img", StopSignal: "NOPE"}},
+		"bad env":       {Config: &apicontainer.Config{Image: "img", Env: []string{"=x"}}},
+		"small memory":  {Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{Resources: apicontainer.Resources{Memory: 1}}},
+		"bad cap":       {Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{CapAdd: []string{"FLY"}}},
+		"bad log":       {Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{LogConfig: apicontainer.LogConfig{Type: "x"}}},
+		"bad bind":      {Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{Binds: []string{"a:b:c:d"}}},
+		"rm and policy": {Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{AutoRemove: true, RestartPolicy: apicontainer.RestartPolicy{Name: "always"}}},
+		"bad seccomp":   {Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{SecurityOpt: []string{"what=ever"}}},
+	} {
+		if _, _, err := e.Create(ctx, o); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, _, err := e.Create(ctx, engine.CreateOptions{Config: &apicontainer.Config{Image: "nothere"}})
+	if !errdefs.IsNotFound(err) {
+		t.Errorf("missing image: %v", err)
+	}
+	if left := w.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	_, sub, err := e.Journal.Subscribe(time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := create(t, e, "ev", nil, "exit", "4")
+	start(t, e, id)
+	wait(t, e, id, "")
+	if err := e.Remove(ctx, id, engine.RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for {
+		m := <-sub.C
+		got = append(got, string(m.Action))
+		if m.Action == events.ActionDie && m.Actor.Attributes["exitCode"] != "4" {
+			t.Errorf("die carries %v", m.Actor.Attributes)
+		}
+		if m.Action == events.ActionDestroy {
+			break
+		}
+	}
+	if s := strings.Join(got, " "); s != "create connect start disconnect die destroy" {
+		t.Errorf("events: %s", s)
+	}
+}
+
+func TestParallel(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	done := make(chan error)
+	const n = 30
+	for range n {
+		go func() {
+			id, _, err := e.Create(ctx, engine.CreateOptions{Config: &apicontainer.Config{Image: "img", Cmd: []string{"sleep"}}})
+			if err == nil {
+				err = e.Start(ctx, id)
+			}
+			if err == nil {
+				_, err = e.List(ctx, engine.ListOptions{All: true})
+			}
+			if err == nil {
+				err = e.Remove(ctx, id, engine.RemoveOptions{Force: true})
+			}
+			done <- err
+		}()
+	}
+	for range n {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if left := w.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// client is someone attached to a container.
+type client struct {
+	in   *os.File
+	done chan error
+}
+
+func attach(t *testing.T, e *engine.Engine, id string) *client {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client{in: w, done: make(chan error, 1)}
+	begun := make(chan struct{})
+	go func() {
+		c.done <- e.Attach(ctx, id, engine.Attached{Stdin: r, Interrupt: func() { r.SetReadDeadline(time.Unix(1, 0)) },
+			Stdout: true, Stderr: true, Stream: true,
+			Begin: func(bool) (func(stdio.Stream, []byte) error, error) {
+				close(begun)
+				return func(stdio.Stream, []byte) error { return nil }, nil
+			}})
+		r.Close()
+	}()
+	<-begun
+	return c
+}
+
+func (c *client) type_(s string) { c.in.WriteString(s) }
+
+func (c *client) end() { <-c.done; c.in.Close() }
