@@ -106,6 +106,7 @@ func TestScripts(t *testing.T) {
 			"exits":      exits,
 			"killdaemon": killDaemon,
 			"gone":       gone,
+			"inphase":    inPhase,
 		},
 	})
 }
@@ -136,6 +137,29 @@ func killDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 	var s api.Status
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &s))
 	ts.Check(syscall.Kill(s.PID, syscall.SIGKILL))
+	for range 1000 { // it takes the kernel a moment
+		if leftovers(ts.MkAbs(ts.Getenv("BERTH_HOME"))) != "default has a daemon" {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// inphase NAME: waits until the machine starts and is in the phase.
+func inPhase(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := ts.Exec("berth", "status", "--format", "json")
+		var s api.Status
+		if err == nil {
+			err = json.Unmarshal([]byte(ts.ReadFile("stdout")), &s)
+		}
+		if err == nil && s.State == api.Starting && s.Phase == args[0] {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("never in phase %s: %+v, %v", args[0], s, err)
+		}
+	}
 }
 
 // gone: there is neither a daemon nor a socket.

@@ -231,7 +231,7 @@ func TestLastState(t *testing.T) {
 	if err := os.MkdirAll(m.StateDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.SaveState(api.Status{State: api.Running, PID: 77}); err != nil {
+	if err := m.SaveState(api.Status{State: api.Running, PID: 77, Version: "1.2.3"}); err != nil {
 		t.Fatal(err)
 	}
 	if s := m.LastState(); s.State != api.Failed || s.PID != 0 || !strings.Contains(s.LastError, "77") {
@@ -242,7 +242,7 @@ func TestLastState(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Unlock()
-	if s := m.LastState(); s.State != api.Running || s.PID != 77 {
+	if s := m.LastState(); s.State != api.Running || s.PID != 77 || s.Version != "1.2.3" {
 		t.Errorf("running with a daemon: %+v", s)
 	}
 	if err := os.WriteFile(m.stateFile(), []byte(`{"state":`), 0o600); err != nil {

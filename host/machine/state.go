@@ -9,17 +9,17 @@ import (
 	"github.com/berthvm/berth/host/api"
 )
 
-// stateVersion is written into state.json; readers ignore fields they do not know.
-const stateVersion = 1
+// stateFormat is written into state.json; readers ignore fields they do not know.
+const stateFormat = 1
 
 type stateFile struct {
-	Version int `json:"version"`
+	Format int `json:"format"` // not "version", which is the daemon's
 	api.Status
 }
 
 // SaveState records what the daemon last knew, for those who ask when it is gone.
 func (m Machine) SaveState(s api.Status) error {
-	body, err := json.MarshalIndent(stateFile{stateVersion, s}, "", "  ")
+	body, err := json.MarshalIndent(stateFile{stateFormat, s}, "", "  ")
 	if err != nil {
 		return err
 	}
