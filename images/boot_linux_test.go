@@ -67,6 +67,7 @@ func TestBoot(t *testing.T) {
 		g.await("engine: start 5")
 		g.await("engine: data disk of 19") // 1.9 GB and something
 		g.await("engine: ready")
+		g.awaitPhase("core modules")                  // the button's is among them
 		if err := g.machine.Stop(g.ctx); err != nil { // the power button
 			t.Fatal(err)
 		}
@@ -176,6 +177,27 @@ func TestForeignDataDisk(t *testing.T) {
 	g.ended(nil)
 	if after, err := os.ReadFile(disk); err != nil || !bytes.HasPrefix(after[4096:], before) || len(bytes.Trim(after[8192:], "\x00")) != 0 {
 		t.Errorf("the disk was written to (%v)", err)
+	}
+}
+
+// TestReproducible builds the image a second time, elsewhere.
+func TestReproducible(t *testing.T) {
+	if os.Getenv("BERTH_VM") == "" {
+		t.Skip("builds the guest image: set BERTH_VM=1")
+	}
+	first := buildImage(t)
+	dir := t.TempDir()
+	cmd := exec.Command("go", "run", "./build", "-o", filepath.Join(dir, "image"), "-engine", filepath.Join(filepath.Dir(first.Dir), "engine"), "-version", "test")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "TZ=Asia/Tokyo")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, name := range []string{images.ManifestName, "vmlinux", "initramfs", "root.erofs"} {
+		a, errA := os.ReadFile(filepath.Join(first.Dir, name))
+		b, errB := os.ReadFile(filepath.Join(dir, "image", name))
+		if errA != nil || errB != nil || !bytes.Equal(a, b) {
+			t.Errorf("%s differs between two builds (%v, %v)", name, errA, errB)
+		}
 	}
 }
 

@@ -132,12 +132,13 @@ func (m *machine) startEngine() error {
 	})
 	go func() {
 		err := m.phases.run("core modules", func() error {
-			return loadCore(serves, "container", "netfilter", "device")
+			err := loadCore(serves, "container", "netfilter", "device")
+			watchPowerButton(m.button, m.log)
+			return err
 		})
 		if err != nil {
 			m.log.Error("cannot load modules", "err", err)
 		}
-		watchPowerButton(m.button, m.log)
 	}()
 	return err
 }

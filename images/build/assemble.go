@@ -64,7 +64,7 @@ func assemble(ctx context.Context, s settings, tree, work, out string) (images.M
 		return none, err
 	}
 	m := images.Manifest{
-		Format: images.Format, Version: s.version, Protocol: wire.Protocol, Arch: s.arch, Kernel: release, Cmdline: cmdline,
+		Format: images.Format, Version: s.version, Protocol: wire.Protocol, Arch: s.arch, Kernel: release, Cmdline: cmdline(s.arch),
 	}
 	for _, p := range s.packages {
 		m.Packages = append(m.Packages, images.Package{Name: p.Name, Version: p.Version, SHA256: p.SHA256})

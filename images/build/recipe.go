@@ -26,9 +26,15 @@ var tools = []string{"sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs"}
 // crypto code; no rewriting of lock prefixes when there is one CPU; and without
 // the jitter entropy source (every machine has virtio-rng, and the CPU's),
 // the trace points' tables of names, and the keys of modules' signatures.
-var cmdline = []string{
-	"quiet", "panic=-1", "cryptomgr.notests", "random.trust_cpu=on", "noreplace-smp",
-	"initcall_blacklist=jent_mod_init,trace_eval_init,load_system_certificate_list",
+func cmdline(arch string) []string {
+	parameters := []string{
+		"quiet", "panic=-1", "cryptomgr.notests", "random.trust_cpu=on",
+		"initcall_blacklist=jent_mod_init,trace_eval_init,load_system_certificate_list",
+	}
+	if arch == "amd64" {
+		parameters = append(parameters, "noreplace-smp")
+	}
+	return parameters
 }
 
 // earlyModules are in the initramfs: what stage 1 needs to reach its disks, the
