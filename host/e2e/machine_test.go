@@ -155,7 +155,9 @@ func TestMachineLife(t *testing.T) {
 	}
 	c.ok(t, "run", "-d", "--name", "back", "--restart", "always", "hello", "sleep", "100000")
 	c.ok(t, "run", "-d", "--name", "gone", "hello", "sleep", "100000")
-	c.ok(t, "run", "--name", "done", "hello", "sh", "-c", "echo data >/kept; exit 3")
+	if r := c.exec("run", "--name", "done", "hello", "sh", "-c", "exit 3"); r.code != 3 {
+		t.Errorf("%s", r)
+	}
 	c.ok(t, "exec", "back", "sh", "-c", "echo more >/kept")
 
 	begin := time.Now()
