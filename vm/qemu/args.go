@@ -72,7 +72,9 @@ func machineArgs(arch, accel string) []string {
 	}
 	accelerator := accel
 	if accel == TCG {
-		accelerator = "tcg,thread=multi"
+		// Translated code is kept in up to a gigabyte by default, and never given
+		// back; booting and running a few containers needs an eighth of that.
+		accelerator = "tcg,thread=multi,tb-size=256"
 	}
 	return []string{"-machine", machine + ",memory-backend=mem,dump-guest-core=off", "-accel", accelerator}
 }

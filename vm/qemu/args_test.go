@@ -30,11 +30,11 @@ func TestDeviceArgs(t *testing.T) {
 		}},
 		{"machine amd64 tcg", machineArgs("amd64", TCG), []string{
 			"-machine", "q35,smm=off,smbus=off,sata=off,usb=off,vmport=off,hpet=off,i8042=off,memory-backend=mem,dump-guest-core=off",
-			"-accel", "tcg,thread=multi",
+			"-accel", "tcg,thread=multi,tb-size=256",
 		}},
 		{"machine amd64 kvm", machineArgs("amd64", KVM)[2:], []string{"-accel", "kvm"}},
 		{"machine arm64", machineArgs("arm64", TCG), []string{
-			"-machine", "virt,gic-version=max,memory-backend=mem,dump-guest-core=off", "-accel", "tcg,thread=multi",
+			"-machine", "virt,gic-version=max,memory-backend=mem,dump-guest-core=off", "-accel", "tcg,thread=multi,tb-size=256",
 		}},
 		{"cpu amd64 tcg", cpuArgs("amd64", TCG, 1), []string{"-cpu", "max,-erms", "-smp", "cpus=1,sockets=1,cores=1,threads=1"}},
 		{"cpu amd64 kvm", cpuArgs("amd64", KVM, 4), []string{"-cpu", "host", "-smp", "cpus=4,sockets=1,cores=4,threads=1"}},

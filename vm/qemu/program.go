@@ -48,12 +48,14 @@ func findProgram(ctx context.Context, binary, arch string) (program, error) {
 	if err != nil {
 		return program{}, fmt.Errorf("%w: %s was not found: %s", vm.ErrUnavailable, binary, remedy(runtime.GOOS, arch))
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	limit, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "-help")
+	cmd := exec.CommandContext(limit, path, "-help")
 	cmd.WaitDelay = time.Second
 	help, err := cmd.Output()
-	if err != nil {
+	if ctx.Err() != nil {
+		return program{}, ctx.Err()
+	} else if err != nil {
 		return program{}, fmt.Errorf("%w: %s does not run: %w: %s", vm.ErrUnavailable, path, err, remedy(runtime.GOOS, arch))
 	}
 	p := program{path: path, sandbox: bytes.Contains(help, []byte("\n-sandbox "))}

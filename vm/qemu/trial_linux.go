@@ -59,9 +59,10 @@ func tryQEMU(ctx context.Context, p program, arch string) (fault string, err err
 	case limit.Err() != nil:
 		return fmt.Sprintf("it runs an instruction, but QEMU's guest hangs in its firmware (%v)", trialTime), nil
 	}
-	why := words.String()
+	why, _, _ := strings.Cut(words.String(), "; ") // the rest is about QEMU's source
+	why = strings.TrimPrefix(why, "error: ")
 	if why == "" {
-		why = fmt.Sprint(err)
+		why = "it ended before its firmware was done"
 	}
 	return "QEMU does not get along with it: " + why, nil
 }
