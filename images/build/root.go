@@ -47,6 +47,7 @@ func (r root) fill(ctx context.Context, s settings, release string, modules *ker
 		r.tools(s.arch),
 		r.certificates(),
 		r.modules(release, modules),
+		r.copy(programs["berth-init"], "sbin/berth-init", 0o755), // for docker's --init; PID 1 runs from the initramfs
 		r.copy(programs["berth-guest"], "usr/bin/berth-guest", 0o755),
 		r.copy(programs["berth-exec"], "usr/lib/berth/berth-exec", 0o755),
 		r.containerImages(s),
