@@ -196,7 +196,16 @@ func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("cgroup %s: list device filters: %w", g.path, err)
 	}
 	if prog != nil {
-		if err := attachProgram(dir, encode(prog)); err != nil {
+		replaced := -1
+		if len(old) > 0 {
+			// Replacing leaves no moment without a filter, and works with the same one.
+			if replaced, err = openProgram(old[0]); err != nil {
+				return fmt.Errorf("cgroup %s: open the old device filter: %w", g.path, err)
+			}
+			defer unix.Close(replaced)
+			old = old[1:]
+		}
+		if err := attachProgram(dir, encode(prog), replaced); err != nil {
 			return fmt.Errorf("cgroup %s: device filter: %w", g.path, err)
 		}
 	}
@@ -208,7 +217,12 @@ func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
 	return nil
 }
 
-func attachProgram(dir int, code []byte) error {
+// attachment is the kernel's argument of BPF_PROG_ATTACH and BPF_PROG_DETACH.
+type attachment struct{ target, prog, kind, flags, replaced uint32 }
+
+// attachProgram attaches the program, in place of the one with the descriptor
+// replaced unless that is negative.
+func attachProgram(dir int, code []byte, replaced int) error {
 	programs.mu.Lock()
 	defer programs.mu.Unlock()
 	fd, ok := programs.fds[string(code)]
@@ -228,7 +242,11 @@ func attachProgram(dir int, code []byte) error {
 		}
 		programs.fds[string(code)] = fd
 	}
-	attr := struct{ target, prog, kind, flags uint32 }{uint32(dir), uint32(fd), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI}
+	attr := attachment{target: uint32(dir), prog: uint32(fd), kind: unix.BPF_CGROUP_DEVICE, flags: unix.BPF_F_ALLOW_MULTI}
+	if replaced >= 0 {
+		attr.flags |= unix.BPF_F_REPLACE
+		attr.replaced = uint32(replaced)
+	}
 	_, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err
 }
@@ -272,9 +290,13 @@ func attached(dir int) ([]uint32, error) {
 	return ids[:min(int(attr.count), len(ids))], nil
 }
 
+func openProgram(id uint32) (int, error) {
+	attr := struct{ id, next, flags uint32 }{id: id}
+	return bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+}
+
 func detach(dir int, id uint32) error {
-	byID := struct{ id, next, flags uint32 }{id: id}
-	fd, err := bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&byID), unsafe.Sizeof(byID))
+	fd, err := openProgram(id)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -282,7 +304,7 @@ func detach(dir int, id uint32) error {
 		return err
 	}
 	defer unix.Close(fd)
-	attr := struct{ target, prog, kind, flags uint32 }{uint32(dir), uint32(fd), unix.BPF_CGROUP_DEVICE, 0}
+	attr := attachment{target: uint32(dir), prog: uint32(fd), kind: unix.BPF_CGROUP_DEVICE}
 	_, err = bpf(unix.BPF_PROG_DETACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err
 }
