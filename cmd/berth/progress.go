@@ -44,7 +44,7 @@ func (p *progress) report(ph api.Phase) {
 		}
 		return
 	}
-	if !ph.Done {
+	if !ph.Done || p.phase == "" {
 		p.phase = ph.Name
 	}
 	p.shown = true

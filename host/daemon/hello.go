@@ -132,6 +132,13 @@ func (h *hello) reset() {
 	h.open, h.current = true, nil
 }
 
+// awaited reports whether the current boot has not said hello yet.
+func (h *hello) awaited() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.open
+}
+
 // session is the current boot's, nil before its hello.
 func (h *hello) session() *session {
 	h.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -325,6 +326,8 @@ func (d *daemon) up(s *session) {
 	default:
 		close(d.running)
 	}
+	// What the start took is not needed by a daemon that may now be idle for days.
+	debug.FreeOSMemory()
 }
 
 // died explains an end that nobody here asked for.
@@ -369,6 +372,13 @@ func (d *daemon) shutdown(ctx context.Context, m vm.Machine, off <-chan error) e
 }
 
 func (d *daemon) powerOff(polite context.Context, m vm.Machine, off <-chan error) error {
+	if d.hello.awaited() {
+		// Nobody hears a power button yet, and nothing is mounted that a plug
+		// could harm.
+		m.Close()
+		<-off
+		return nil
+	}
 	orderErr := d.hello.session().order(polite, wire.Order{Op: wire.OpPowerOff})
 	if orderErr == nil {
 	wait:
