@@ -397,20 +397,19 @@ func (c *Container) Close() error {
 	return nil
 }
 
-// cgroupDir opens the cgroup for a further process.
-func (c *Container) cgroupDir(sub string) (*os.File, error) {
-	if c.group == nil {
-		if strings.Trim(sub, "/") != "" {
-			return nil, fmt.Errorf("container %s has no cgroup of its own", c.id)
-		}
-		return nil, nil
+// groupFor is the cgroup of a further process: the container's own or one below,
+// nil where the container has none.
+func (c *Container) groupFor(sub string) (*cgroup.Group, error) {
+	below := strings.Trim(sub, "/") != ""
+	switch {
+	case c.group == nil && below:
+		return nil, fmt.Errorf("container %s has no cgroup of its own", c.id)
+	case c.group == nil || !below:
+		return c.group, nil
 	}
-	g := c.group
-	if strings.Trim(sub, "/") != "" {
-		var err error
-		if g, err = g.Sub(sub); err != nil {
-			return nil, badf("%w", err)
-		}
+	g, err := c.group.Sub(sub)
+	if err != nil {
+		return nil, badf("%w", err)
 	}
-	return g.Open()
+	return g, nil
 }

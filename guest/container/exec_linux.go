@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -64,13 +65,8 @@ func (c *Container) exec(ctx context.Context, cfg *ExecConfig) (*Process, error)
 	if err := c.joinAll(l, tidy); err != nil {
 		return nil, err
 	}
-	dir, err := c.cgroupDir(cfg.Cgroup)
-	if err != nil {
+	if err := c.enterGroup(l, cfg.Cgroup, tidy); err != nil {
 		return nil, err
-	}
-	if dir != nil {
-		tidy.add(func() { dir.Close() })
-		l.command.Cgroup = dir
 	}
 	pid, pidfd, conn, err := l.run(ctx)
 	if err != nil {
@@ -84,6 +80,31 @@ func (c *Container) exec(ctx context.Context, cfg *ExecConfig) (*Process, error)
 		return nil, err
 	}
 	return &Process{pid, pidfd}, nil
+}
+
+// threadsNeeded is more than berth-exec has of them.
+const threadsNeeded = 16
+
+// enterGroup has the process begin in the container's cgroup; where its limit on
+// processes is too tight for a Go program, the process comes in when it is ready
+// to give way to the user's.
+func (c *Container) enterGroup(l *launch, sub string, tidy *cleanup) error {
+	g, err := c.groupFor(sub)
+	if g == nil || err != nil {
+		return err
+	}
+	if g.PidsLeft() < threadsNeeded || c.group.PidsLeft() < threadsNeeded {
+		ready := l.ready
+		l.ready = func(pid int) error { return errors.Join(ready(pid), g.Add(pid)) }
+		return nil
+	}
+	dir, err := g.Open()
+	if err != nil {
+		return err
+	}
+	tidy.add(func() { dir.Close() })
+	l.command.Cgroup = dir
+	return nil
 }
 
 func errorFor(s Status) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -165,6 +166,25 @@ func (g *Group) Open() (*os.File, error) {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
 	return f, nil
+}
+
+// Add moves the process pid into g. It is slow compared with starting there, but
+// no limit on the number of processes stands against it.
+func (g *Group) Add(pid int) error {
+	if err := write(g.dir+"/cgroup.procs", strconv.Itoa(pid)); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	return nil
+}
+
+// PidsLeft is how many more processes and threads g may have.
+func (g *Group) PidsLeft() uint64 {
+	text := g.text("pids.max")
+	if text == "" || strings.HasPrefix(text, "max") {
+		return math.MaxUint64
+	}
+	limit, used := parseNumber(text), g.number("pids.current")
+	return limit - min(limit, used)
 }
 
 // Sub makes the group path below g and returns it.
