@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"time"
 
@@ -99,10 +98,10 @@ func (p *progress) end(err error) {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1fs", d.Seconds()) }
 
+// failure marks a phase; the reason comes with the command's error.
 func failure(msg string) string {
 	if msg == "" {
 		return ""
 	}
-	first, _, _ := strings.Cut(msg, "\n")
-	return " failed: " + first
+	return " failed"
 }

@@ -79,12 +79,12 @@ func (m Machine) checkRecord() error {
 	if err := json.Unmarshal(body, &r); err != nil {
 		// Only the version matters, and a file that never held a higher one
 		// cannot be a newer Berth's: its writes are whole.
-		return fmt.Errorf("machine %q: %s is damaged: restore it, or write {\"version\":1} into it if the disk %s is good: %w",
-			m.Name, m.recordFile(), m.DataDisk(), ErrAtRisk)
+		return fmt.Errorf("%w: machine %q: %s is damaged: restore it, or write {\"version\":1} into it if the disk %s is good",
+			ErrAtRisk, m.Name, m.recordFile(), m.DataDisk())
 	}
 	if r.Version > recordVersion {
-		return fmt.Errorf("machine %q was used by a newer Berth (data version %d, this one knows %d): use that one: %w",
-			m.Name, r.Version, recordVersion, ErrAtRisk)
+		return fmt.Errorf("%w: machine %q was used by a newer Berth (data version %d, this one knows %d): use that one",
+			ErrAtRisk, m.Name, r.Version, recordVersion)
 	}
 	return nil
 }
@@ -168,8 +168,8 @@ func (m Machine) CheckSpace() error {
 		return err
 	}
 	if free < minFree {
-		return fmt.Errorf("the host's disk is full: %s of space left for %s, at least %s are needed: %w",
-			Size(free), m.DataDir, Size(minFree), ErrAtRisk)
+		return fmt.Errorf("%w: the host's disk is full: %s of space left for %s, at least %s are needed: free some",
+			ErrAtRisk, Size(free), m.DataDir, Size(minFree))
 	}
 	return nil
 }
