@@ -78,9 +78,6 @@ func fake() wiring {
 // TestScripts runs testdata/*.txtar: the program as a user meets it, but for the
 // virtual machine.
 func TestScripts(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("the fake guest's sockets are unix sockets")
-	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {

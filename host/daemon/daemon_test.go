@@ -162,14 +162,14 @@ func (b *bench) up(t *testing.T) {
 }
 
 // end is why the daemon ended, and the state it left.
-func (b *bench) end(t *testing.T) (error, api.Status) {
+func (b *bench) end(t *testing.T) (api.Status, error) {
 	t.Helper()
 	select {
 	case err := <-b.ended:
-		return err, b.Machine.LastState()
+		return b.Machine.LastState(), err
 	case <-time.After(patience):
 		t.Fatal("the daemon does not end")
-		return nil, api.Status{}
+		return api.Status{}, nil
 	}
 }
 
@@ -201,7 +201,7 @@ func TestLife(t *testing.T) {
 	if err != nil || last.State != api.Stopped || last.LastError != "" {
 		t.Errorf("stop: %+v, %v", last, err)
 	}
-	if err, s := b.end(t); err != nil || s.State != api.Stopped {
+	if s, err := b.end(t); err != nil || s.State != api.Stopped {
 		t.Errorf("%v, %+v", err, s)
 	}
 }
@@ -242,7 +242,7 @@ func TestSignal(t *testing.T) {
 	b := newBench(t, fakeguest.Options{})
 	b.up(t)
 	b.cancel()
-	if err, s := b.end(t); err != nil || s.State != api.Stopped || s.LastError != "" {
+	if s, err := b.end(t); err != nil || s.State != api.Stopped || s.LastError != "" {
 		t.Errorf("%v, %+v", err, s)
 	}
 }
@@ -323,7 +323,7 @@ func TestFailedStarts(t *testing.T) {
 				tt.set(&b.Options)
 			}
 			b.run(t)
-			err, s := b.end(t)
+			s, err := b.end(t)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") && tt.name != "no hypervisor" {
 				t.Errorf("error %v, want %q in a line", err, tt.want)
 			}
@@ -392,7 +392,7 @@ func TestGuestDies(t *testing.T) {
 	}})
 	b.up(t)
 	close(die)
-	if err, s := b.end(t); !errors.Is(err, vmfake.ErrFault) || s.State != api.Failed || s.LastError == "" {
+	if s, err := b.end(t); !errors.Is(err, vmfake.ErrFault) || s.State != api.Failed || s.LastError == "" {
 		t.Errorf("%v, %+v", err, s)
 	}
 }
