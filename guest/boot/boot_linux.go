@@ -85,21 +85,20 @@ func (m *machine) boot() error {
 	if err := m.phases.run("modules", func() error { return early.load("mmio", "base", "disk") }); err != nil {
 		return err
 	}
-	var tasks tasks
-	hello := tasks.start("hello", func() error { return m.hello(early) })
-	extension := tasks.start("ext4", func() error { return early.load("data") })
-	card := tasks.start("virtio-net", func() error { return early.load("net") })
+	hello := startTask("hello", func() error { return m.hello(early) })
+	extension := startTask("ext4", func() error { return early.load("data") })
+	card := startTask("virtio-net", func() error { return early.load("net") })
 
 	if err := m.phases.run("root", switchRoot); err != nil {
 		return err
 	}
-	mounts := tasks.start("mounts", func() error { return m.phases.run("mounts", mountAll) })
-	data := tasks.start("data disk", func() error {
+	mounts := startTask("mounts", func() error { return m.phases.run("mounts", mountAll) })
+	data := startTask("data disk", func() error {
 		return m.phases.run("data disk", func() error {
 			return errors.Join(extension.wait(), m.mountData())
 		})
 	})
-	network := tasks.start("network", func() error {
+	network := startTask("network", func() error {
 		if err := errors.Join(card.wait(), hello.wait()); err != nil {
 			return err
 		}
@@ -114,10 +113,11 @@ func (m *machine) boot() error {
 	if err := m.keeper.Listen(keeperPath); err != nil {
 		return err
 	}
-	if err := errors.Join(data.wait(), network.wait()); err != nil {
+	if err := data.wait(); err != nil {
 		return err
 	}
-	return m.startEngine()
+	// The engine needs the network no sooner than its first client does.
+	return errors.Join(m.startEngine(), network.wait())
 }
 
 // startEngine also loads the modules that containers need. The engine's start
@@ -202,16 +202,14 @@ func setClock(now time.Time) error {
 	return nil
 }
 
-// tasks are functions that run at once and are waited for by those that need
-// their results.
-type tasks struct{}
-
+// task is a function that runs beside others and is waited for by those that
+// need its result.
 type task struct {
 	done chan struct{}
-	err  error
+	err  error // once done is closed
 }
 
-func (tasks) start(name string, f func() error) *task {
+func startTask(name string, f func() error) *task {
 	t := &task{done: make(chan struct{})}
 	go func() {
 		defer close(t.done)

@@ -7,9 +7,9 @@
 // The kernel starts the program from the initramfs; it stays the same process
 // for the machine's life. Phases run at once where they can:
 //
-//	modules ──┬─ root ─────┬─ mounts ─┬──────────────┬─ engine
-//	          ├─ hello ────┼──────────┼─ network ────┤
-//	          └────────────┴─ data disk ─────────────┘
+//	modules ──┬─ root ─────┬─ mounts ────────────┐
+//	          ├─ hello ────┼──────────┬─ network │
+//	          └────────────┴─ data disk ─────────┴─ engine, core modules
 //
 // "hello" dials the host and gets the Welcome, which is all of the guest's
 // configuration (see guest/wire); "root" mounts the erofs image from the disk
@@ -28,8 +28,8 @@
 // PID 1 writes the Welcome to /run/berth/welcome.json (0600, in a directory
 // 0700), serves guest/keeper on /run/berth/keeper.sock and starts
 // /usr/bin/berth-guest in the cgroup /engine, its output going to the console.
-// Descriptor 3, also named by BERTH_READY_FD, is a pipe: the engine closes it,
-// or writes a byte, when it serves requests, which ends the phase "engine".
+// Descriptor 3, also named by BERTH_READY_FD, is a pipe: the engine writes a byte
+// when it serves requests, which ends the phase "engine".
 // When the engine ends it is started again, at once the first time and with a
 // growing delay if it keeps ending.
 //

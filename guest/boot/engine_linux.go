@@ -42,19 +42,21 @@ func newEngine(r *reaper, h *host, log *slog.Logger) *engine {
 	return &engine{reaper: r, host: h, log: log, stopped: make(chan struct{})}
 }
 
-// start starts the engine and sees to it from then on. ready is called once
-// with the outcome of its first start: nil when it serves.
-func (e *engine) start(ready func(error)) error {
+// start starts the engine and sees to it from then on. ready is called once: with
+// nil when it first serves, or with the reason why it cannot be started at all.
+func (e *engine) start(whenReady func(error)) error {
 	if err := os.Mkdir(engineCgroup, 0o755); err != nil {
-		ready(err)
+		whenReady(err)
 		return err
 	}
+	var once sync.Once
+	ready := func(err error) { once.Do(func() { whenReady(err) }) }
 	ended, err := e.launch(ready)
 	if err != nil {
 		ready(err)
 		return err
 	}
-	go e.supervise(ended)
+	go e.supervise(ended, ready)
 	return nil
 }
 
@@ -94,16 +96,17 @@ func (e *engine) launch(ready func(error)) (<-chan syscall.WaitStatus, error) {
 	e.pid = pid
 	e.host.note(wire.Note{Engine: &wire.Engine{Running: true, Restarts: e.restarts}})
 	go func() {
-		// A byte or the end, whichever: an engine that died is noted elsewhere.
-		reader.Read(make([]byte, 1))
-		reader.Close()
-		ready(nil)
+		defer reader.Close()
+		// The end without a byte is that of an engine that never served.
+		if n, _ := reader.Read(make([]byte, 1)); n == 1 {
+			ready(nil)
+		}
 	}()
 	return ended, nil
 }
 
 // supervise restarts the engine whenever it ends, until stop.
-func (e *engine) supervise(ended <-chan syscall.WaitStatus) {
+func (e *engine) supervise(ended <-chan syscall.WaitStatus, ready func(error)) {
 	defer close(e.stopped)
 	delay := restartFirst
 	for {
@@ -127,7 +130,7 @@ func (e *engine) supervise(ended <-chan syscall.WaitStatus) {
 			time.Sleep(delay)
 			delay = min(2*delay, restartMost)
 			var err error
-			if ended, err = e.launch(func(error) {}); err == nil {
+			if ended, err = e.launch(ready); err == nil {
 				break
 			}
 			e.mu.Lock()

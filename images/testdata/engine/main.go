@@ -38,7 +38,7 @@ func main() {
 		fmt.Println("engine: FAIL: no BERTH_READY_FD:", err)
 	}
 	fmt.Println("engine: ready")
-	os.NewFile(uintptr(fd), "ready").Close()
+	os.NewFile(uintptr(fd), "ready").Write([]byte{1})
 	<-term
 	fmt.Println("engine: stopped")
 }
