@@ -112,6 +112,16 @@ type Welcome struct {
 	Machine  Machine   `json:"machine"`
 	Proxy    Proxy     `json:"proxy"`
 	CABundle string    `json:"caBundle,omitempty"` // PEM, added to the guest's own roots
+	Shares   []Share   `json:"shares,omitempty"`
+}
+
+// Share is a folder of the host that the guest mounts by its tag, as virtiofs. A
+// folder with several names on the host, by symbolic links, comes once for each
+// with the same tag.
+type Share struct {
+	Tag      string `json:"tag"`
+	Path     string `json:"path"` // on the host, absolute and clean
+	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
 // Network is the guest's address on the host's user-mode network.
@@ -136,6 +146,9 @@ type Machine struct {
 	Driver       string `json:"driver"`
 	Acceleration string `json:"acceleration"`
 	Hypervisor   string `json:"hypervisor"` // "QEMU 7.2.22"
+	// DockerSocket is where the host's clients find the engine. A container that
+	// is given this socket gets the engine's own.
+	DockerSocket string `json:"dockerSocket,omitempty"`
 }
 
 // Proxy holds the host's proxy settings, in the form of the usual variables.

@@ -53,6 +53,7 @@ var earlyModules = []group{
 var coreModules = []group{
 	{"container", []string{"bridge", "veth", "br_netfilter"}},
 	{"netfilter", []string{"nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_fib_inet", "nft_reject_inet", "nft_compat"}},
+	{"share", []string{"virtiofs"}},
 	{"device", []string{"virtio_balloon", "virtio_rng", "button", "evdev"}},
 }
 
