@@ -78,19 +78,27 @@ func realMachine(t *testing.T, d *Driver, cfg vm.Config) (*machine, func(string)
 	t.Cleanup(func() { c.Close() })
 	return vmm.(*machine), func(order string) string {
 		t.Helper()
-		c, err := vmm.Dial(t.Context(), testguest.PortOrder)
+		answer, err := tell(t, vmm, order)
 		if err != nil {
-			t.Fatal(err)
+			t.Errorf("%s: %v", order, err)
 		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(time.Minute))
-		fmt.Fprintln(c, order)
-		answer, err := bufio.NewReader(c).ReadString('\n')
-		if err != nil {
-			t.Fatalf("%s: %v", order, err)
-		}
-		return strings.TrimSpace(answer)
+		return answer
 	}
+}
+
+// tell gives the guest an order and returns its answer.
+func tell(t *testing.T, m vm.Machine, order string) (string, error) {
+	c, err := m.Dial(t.Context(), testguest.PortOrder)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := fmt.Fprintln(c, order); err != nil {
+		return "", err
+	}
+	answer, err := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(answer), err
 }
 
 // TestDevices checks what the contract suite does not: disks, network, CPUs and
@@ -169,8 +177,8 @@ func TestPanic(t *testing.T) {
 	cfg.Reset = func() { reset <- struct{}{} }
 	var console syncBuffer
 	cfg.Console = &console
-	_, order := realMachine(t, New(Options{}), cfg)
-	order("fault")
+	m, _ := realMachine(t, New(Options{}), cfg)
+	tell(t, m, "fault") // the end may overtake the answer
 	select {
 	case <-reset:
 	case <-time.After(time.Minute):
@@ -179,6 +187,85 @@ func TestPanic(t *testing.T) {
 	if !strings.Contains(console.String(), "Kernel panic - not syncing") {
 		t.Errorf("the console does not show the panic:\n%s", console.String())
 	}
+}
+
+// TestHostDiskFull checks on a real guest that a write waits for space on the
+// host, and is then done.
+func TestHostDiskFull(t *testing.T) {
+	cfg := guestConfig(t)
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("needs root, to mount a small file system: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	data, hog := filepath.Join(dir, "data"), filepath.Join(dir, "hog")
+	if err := os.WriteFile(data, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(data, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(hog, make([]byte, 64<<10), 0o600) // as much as there is
+	cfg.Disks = []vm.Disk{{Path: data, Serial: "data"}}
+	m, order := realMachine(t, New(Options{}), cfg)
+	answer := make(chan string, 1)
+	go func() { answer <- order("disk data write patience") }()
+	select {
+	case got := <-answer:
+		t.Fatalf("a write without space on the host: %q", got)
+	case <-time.After(time.Second):
+	}
+	if err := os.Remove(hog); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-answer:
+		if got != "ok" {
+			t.Errorf("the write, once there was space: %q", got)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the write is not tried again")
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMemoryReturns checks that memory the guest has freed goes back to the host.
+func TestMemoryReturns(t *testing.T) {
+	cfg := guestConfig(t)
+	cfg.MemoryMiB = 512
+	m, order := realMachine(t, New(Options{}), cfg)
+	before := guestMemory(t, m.proc.pid)
+	if got := order("memory 200"); got != "ok" {
+		t.Fatal(got)
+	}
+	if now := guestMemory(t, m.proc.pid); now < before+150 {
+		t.Errorf("the guest uses 200 MiB, the host sees %d more", now-before)
+	}
+	var now int
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if now = guestMemory(t, m.proc.pid); now < before+50 {
+			t.Logf("%d MiB before, %d after", before, now)
+			return
+		}
+	}
+	t.Errorf("the guest's memory took %d MiB of the host's, and %d after 200 were freed", before, now)
+}
+
+// guestMemory is how much of the host's memory the guest's takes, in MiB.
+func guestMemory(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kib int
+	_, rest, _ := strings.Cut(string(status), "RssShmem:")
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib >> 10
 }
 
 // TestFrozen stops a real QEMU that does not run.

@@ -50,6 +50,7 @@ func standIn(mode string) {
 		now := time.Now()
 		say(fmt.Sprintf(`{"event":%q,"data":%s,"timestamp":{"seconds":%d,"microseconds":%d}}`, name, data, now.Unix(), now.Nanosecond()/1000))
 	}
+	conts := 0
 	say(`{"QMP":{"version":{"qemu":{"micro":22,"minor":2,"major":7}},"capabilities":[]}}`)
 	for commands := json.NewDecoder(conn); ; {
 		var command struct{ Execute string }
@@ -62,6 +63,12 @@ func standIn(mode string) {
 		say(`{"return":{}}`)
 		switch command.Execute {
 		case "cont":
+			if conts++; mode == "full" && conts <= 2 {
+				event("BLOCK_IO_ERROR", `{"device":"","nospace":true,"operation":"write","action":"stop","reason":"No space left on device"}`)
+				event("STOP", "{}")
+			} else if mode == "full" {
+				os.Exit(0)
+			}
 			misbehave(mode, event)
 		case "system_powerdown":
 			event("POWERDOWN", "{}")
@@ -283,6 +290,31 @@ func TestReset(t *testing.T) {
 	time.Sleep(sameReset + 500*time.Millisecond)
 	if got := resets.Load(); got != 2 {
 		t.Errorf("%d restarts were reported, want 2", got)
+	}
+}
+
+// TestDiskFull checks that a machine that waits for space on the host goes on.
+func TestDiskFull(t *testing.T) {
+	m := standInMachine(t, "full", plainConfig(t))
+	start(t, m)
+	begin := time.Now()
+	if err := waitFor(t, m); err != nil { // it ends when it is told to go on for the second time
+		t.Errorf("Wait() = %v", err)
+	}
+	if took := time.Since(begin); took < 2*retryEvery-time.Second {
+		t.Errorf("two tries took %v", took)
+	}
+}
+
+// TestCloseDiskFull checks that a machine that waits for space can be closed.
+func TestCloseDiskFull(t *testing.T) {
+	m := standInMachine(t, "full", plainConfig(t))
+	start(t, m)
+	time.Sleep(50 * time.Millisecond)
+	begin := time.Now()
+	m.Close()
+	if took := time.Since(begin); took > retryEvery/2 {
+		t.Errorf("Close took %v", took)
 	}
 }
 

@@ -75,6 +75,9 @@ func writeProbe(name string, r probeResult) {
 	if err != nil {
 		return
 	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return
+	}
 	tmp, err := os.CreateTemp(filepath.Dir(name), ".kvm-*")
 	if err != nil {
 		return

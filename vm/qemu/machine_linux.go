@@ -27,6 +27,10 @@ const (
 
 	// pressEvery is how often Stop presses the power button.
 	pressEvery = 2 * time.Second
+	// retryEvery is how often a write that found the host's disk full is retried.
+	retryEvery = 2 * time.Second
+	// complainEvery is how often the log says that the host's disk is full.
+	complainEvery = time.Minute
 	// dieWithin is how long a killed QEMU may take to be gone. The kernel needs
 	// milliseconds, unless a device of the host hangs.
 	dieWithin = 10 * time.Second
@@ -48,12 +52,16 @@ type machine struct {
 	booted chan struct{} // closed when Start has set mon, or given up
 
 	mu       sync.Mutex
-	proc     *process  // nil before Start has launched it
-	mon      *monitor  // nil before QEMU has answered
-	verdict  error     // why it has to end, where QEMU's exit does not tell
-	shutdown string    // the reason QEMU gave for shutting down
-	panicked bool      // the guest's kernel said so
-	reset    time.Time // of the last one, by QEMU's clock
+	proc     *process // nil before Start has launched it
+	mon      *monitor // nil before QEMU has answered
+	verdict  error    // why it has to end, where QEMU's exit does not tell
+	shutdown string   // the reason QEMU gave for shutting down
+	panicked bool     // the guest's kernel said so
+	retrying bool     // a write that found the host's disk full will be tried again
+
+	complained time.Time      // when the full disk was last logged
+	retries    sync.WaitGroup // goOn
+	reset      time.Time      // of the last one, by QEMU's clock
 
 	closing sync.Once
 }
@@ -285,6 +293,7 @@ func (m *machine) supervise(proc *process, join func()) {
 	m.mu.Unlock()
 	if mon != nil {
 		mon.wait()
+		m.retries.Wait() // no event adds one any more
 	}
 	m.device.Close()
 	join()
@@ -333,11 +342,49 @@ func (m *machine) event(e qmp.Event) {
 		m.mu.Lock()
 		m.shutdown = reason
 		m.mu.Unlock()
+	case "BLOCK_IO_ERROR":
+		if e.Data["nospace"] == true && e.Data["action"] == "stop" {
+			m.diskFull()
+		}
 	case "GUEST_PANICKED":
 		m.log.Warn("the guest's kernel panicked")
 		m.mu.Lock()
 		m.panicked = true
 		m.mu.Unlock()
+	}
+}
+
+// diskFull handles QEMU's pause of a machine whose write found no space on the
+// host: the write is tried again, by going on, until it succeeds. The guest
+// notices no more than a slow disk.
+func (m *machine) diskFull() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.retrying || m.mon == nil {
+		return
+	}
+	m.retrying = true
+	if time.Since(m.complained) > complainEvery {
+		m.complained = time.Now()
+		m.log.Error("the host's disk is full and the machine waits: free some space, then it goes on by itself")
+	}
+	m.retries.Go(m.goOn)
+}
+
+// goOn sets the CPUs going again, in a while.
+func (m *machine) goOn() {
+	select {
+	case <-m.proc.done:
+		return
+	case <-time.After(retryEvery):
+	}
+	m.mu.Lock()
+	m.retrying = false
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), retryEvery)
+	defer cancel()
+	if err := m.mon.run(ctx, "cont"); err != nil {
+		m.log.Debug("going on after a full disk", "error", err)
 	}
 }
 

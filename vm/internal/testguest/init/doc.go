@@ -7,6 +7,8 @@
 //	disk SERIAL discard      discard all of it
 //	net                      bring eth0 up, send a broadcast frame with text
 //	                         "ping", answer with the text of the next frame
+//	share TAG NAME           mount a shared folder and read a file in it
+//	memory MIB               touch so much memory, and free it
 //	cmdline                  the kernel's command line
 //	cpus                     the number of CPUs
 //

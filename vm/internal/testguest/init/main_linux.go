@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -137,6 +138,10 @@ func do(order, args string) (string, error) {
 		return disk(args)
 	case "net":
 		return ping()
+	case "share":
+		return share(args)
+	case "memory":
+		return useMemory(args)
 	case "cmdline":
 		data, err := os.ReadFile("/proc/cmdline")
 		return string(data), err
@@ -145,6 +150,36 @@ func do(order, args string) (string, error) {
 		return fmt.Sprint(strings.Count(string(data), "\ncpu")), err
 	}
 	return "", fmt.Errorf("unknown order %s", order)
+}
+
+// share mounts a folder of the host and reads a file in it.
+func share(args string) (string, error) {
+	tag, name, _ := strings.Cut(args, " ")
+	dir := "/" + tag
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(tag, dir, "virtiofs", 0, ""); err != nil {
+		return "", fmt.Errorf("mount %s: %w", tag, err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	return "read " + string(data), err
+}
+
+// useMemory touches so many MiB, and frees them.
+func useMemory(args string) (string, error) {
+	mib, err := strconv.Atoi(args)
+	if err != nil {
+		return "", err
+	}
+	data, err := unix.Mmap(-1, 0, mib<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return "", err
+	}
+	for i := 0; i < len(data); i += os.Getpagesize() {
+		data[i] = 1
+	}
+	return "", unix.Munmap(data)
 }
 
 func disk(args string) (string, error) {
