@@ -88,7 +88,7 @@ func (p *plan) create(ctx context.Context) (*Container, error) {
 	}
 	l.forked = func(pid int) error { return p.forked(c, pid) }
 	l.hooks = func(int) error { return p.outerHooks(ctx, c) }
-	l.ready = func(pid int) error { return p.ready(c, pid) }
+	l.ready = func(int) error { return p.ready(c) }
 
 	_, pidfd, conn, err := l.run(ctx)
 	if err != nil {
@@ -320,7 +320,7 @@ func (p *plan) forked(c *Container, pid int) error {
 		}
 	}
 	p.fillHooks(c)
-	return nil
+	return raiseRlimits(pid, p.order.Process.Rlimits)
 }
 
 // fillHooks gives the hooks that run inside their state.
@@ -341,16 +341,13 @@ func (p *plan) outerHooks(ctx context.Context, c *Container) error {
 	return runHooks(ctx, "createRuntime", p.spec.Hooks.CreateRuntime, state)
 }
 
-// ready sets the limits under which the first process itself could not have
-// started.
-func (p *plan) ready(c *Container, pid int) error {
-	if err := setRlimits(pid, p.rlimits); err != nil {
-		return err
+// ready limits the number of processes: the first process, a Go program, needed a
+// few threads until here.
+func (p *plan) ready(c *Container) error {
+	if c.group == nil {
+		return nil
 	}
-	if c.group != nil {
-		return c.group.SetPids(p.spec.Linux.Resources)
-	}
-	return nil
+	return c.group.SetPids(p.spec.Linux.Resources)
 }
 
 func withoutSeccomp(s *specs.Spec) *specs.Spec {

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -45,7 +44,7 @@ func (c *Container) exec(ctx context.Context, cfg *ExecConfig) (*Process, error)
 	}
 	tidy := new(cleanup)
 	defer tidy.run()
-	o, rlimits, err := c.execOrder(cfg)
+	o, err := c.execOrder(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -54,13 +53,14 @@ func (c *Container) exec(ctx context.Context, cfg *ExecConfig) (*Process, error)
 		stdin: cfg.Stdin, stdout: cfg.Stdout, stderr: cfg.Stderr, extra: cfg.ExtraFiles, tty: cfg.TTY,
 		command: fork.Command{Sibling: cfg.CloneParent},
 		forked: func(pid int) error {
-			adj := cfg.Process.OOMScoreAdj
-			if adj == nil {
-				return nil
+			if adj := cfg.Process.OOMScoreAdj; adj != nil {
+				err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(*adj)), 0)
+				if err != nil {
+					return badf("process.oomScoreAdj: %w", err)
+				}
 			}
-			return os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(*adj)), 0)
+			return raiseRlimits(pid, o.Process.Rlimits)
 		},
-		ready: func(pid int) error { return setRlimits(pid, rlimits) },
 	}
 	if err := c.joinAll(l, tidy); err != nil {
 		return nil, err
@@ -94,8 +94,7 @@ func (c *Container) enterGroup(l *launch, sub string, tidy *cleanup) error {
 		return err
 	}
 	if g.PidsLeft() < threadsNeeded || c.group.PidsLeft() < threadsNeeded {
-		ready := l.ready
-		l.ready = func(pid int) error { return errors.Join(ready(pid), g.Add(pid)) }
+		l.ready = g.Add
 		return nil
 	}
 	dir, err := g.Open()
@@ -115,36 +114,36 @@ func errorFor(s Status) error {
 }
 
 // execOrder checks cfg and makes the order.
-func (c *Container) execOrder(cfg *ExecConfig) (*order.Order, []rlimit, error) {
+func (c *Container) execOrder(cfg *ExecConfig) (*order.Order, error) {
 	if cfg.Process == nil {
-		return nil, nil, badf("process: missing")
+		return nil, badf("process: missing")
 	}
 	pr := *cfg.Process
 	spec := c.Spec()
 	if spec == nil {
-		return nil, nil, ErrNotRunning
+		return nil, ErrNotRunning
 	}
 	if pr.Capabilities == nil && spec.Process != nil {
 		pr.Capabilities = spec.Process.Capabilities
 	}
-	op, rlimits, err := planProcess(&pr)
+	op, err := planProcess(&pr)
 	if err != nil {
-		return nil, nil, badf("process.%w", err)
+		return nil, badf("process.%w", err)
 	}
 	filter := cfg.Seccomp
 	if filter == nil {
 		if filter, err = loadFilter(c.dir); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	setFilter(&op, filter)
 	if pr.Terminal && cfg.TTY == nil && cfg.Console == nil {
-		return nil, nil, badf("process.terminal: nobody takes the terminal (is --console-socket missing?)")
+		return nil, badf("process.terminal: nobody takes the terminal (is --console-socket missing?)")
 	}
 	return &order.Order{
 		Exec: true, StartFD: order.None, MountNS: order.None, TTY: order.None,
 		NewConsole: pr.Terminal && cfg.TTY == nil, Process: op,
-	}, rlimits, nil
+	}, nil
 }
 
 // joinAll prepares joining the container's namespaces: most between clone and

@@ -30,7 +30,6 @@ type plan struct {
 	group   *cgroup.Group // nil: none
 	trees   []treeRequest
 	filter  *seccomp.Filter
-	rlimits []rlimit
 	oom     string
 }
 
@@ -40,12 +39,6 @@ type treeRequest struct {
 	source                  string
 	recursive, mapRecursive bool
 	uids, gids              []specs.LinuxIDMapping
-}
-
-type rlimit struct {
-	kind int
-	lim  unix.Rlimit
-	name string
 }
 
 // badf makes an error that lies in the specification.

@@ -20,11 +20,11 @@ import (
 // process converts the program's part of the specification.
 func (p *plan) process() error {
 	pr := p.spec.Process
-	op, rlimits, err := planProcess(pr)
+	op, err := planProcess(pr)
 	if err != nil {
 		return badf("process.%w", err)
 	}
-	p.order.Process, p.rlimits = op, rlimits
+	p.order.Process = op
 	if err := p.personality(); err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (p *plan) process() error {
 
 // planProcess checks and converts what Create and Exec have in common. Its errors
 // begin with the field's name below "process.".
-func planProcess(pr *specs.Process) (order.Process, []rlimit, error) {
+func planProcess(pr *specs.Process) (order.Process, error) {
 	op := order.Process{
 		Args: pr.Args, Env: pr.Env, Cwd: path.Clean(pr.Cwd), UID: pr.User.UID, GID: pr.User.GID,
 		Groups: pr.User.AdditionalGids, Umask: -1, Terminal: pr.Terminal, NoNewPrivs: pr.NoNewPrivileges,
@@ -64,39 +64,40 @@ func planProcess(pr *specs.Process) (order.Process, []rlimit, error) {
 	}
 	switch {
 	case len(pr.Args) == 0:
-		return op, nil, fmt.Errorf("args: missing")
+		return op, fmt.Errorf("args: missing")
 	case !path.IsAbs(pr.Cwd):
-		return op, nil, fmt.Errorf("cwd: %q is not an absolute path", pr.Cwd)
+		return op, fmt.Errorf("cwd: %q is not an absolute path", pr.Cwd)
 	case pr.SelinuxLabel != "":
-		return op, nil, fmt.Errorf("selinuxLabel: SELinux is not supported")
+		return op, fmt.Errorf("selinuxLabel: SELinux is not supported")
 	case pr.ApparmorProfile != "" && pr.ApparmorProfile != "unconfined":
-		return op, nil, fmt.Errorf("apparmorProfile: AppArmor is not supported")
+		return op, fmt.Errorf("apparmorProfile: AppArmor is not supported")
 	case pr.OOMScoreAdj != nil && (*pr.OOMScoreAdj < -1000 || *pr.OOMScoreAdj > 1000):
-		return op, nil, fmt.Errorf("oomScoreAdj: %d is not between -1000 and 1000", *pr.OOMScoreAdj)
+		return op, fmt.Errorf("oomScoreAdj: %d is not between -1000 and 1000", *pr.OOMScoreAdj)
 	}
 	if err := checkStrings(pr); err != nil {
-		return op, nil, err
+		return op, err
 	}
 	if pr.User.Umask != nil {
 		if *pr.User.Umask > 0o777 {
-			return op, nil, fmt.Errorf("user.umask: %#o is more than 0777", *pr.User.Umask)
+			return op, fmt.Errorf("user.umask: %#o is more than 0777", *pr.User.Umask)
 		}
 		op.Umask = int(*pr.User.Umask)
 	}
 	if size := pr.ConsoleSize; size != nil {
 		if size.Height > math.MaxUint16 || size.Width > math.MaxUint16 {
-			return op, nil, fmt.Errorf("consoleSize: %d x %d is too large", size.Width, size.Height)
+			return op, fmt.Errorf("consoleSize: %d x %d is too large", size.Width, size.Height)
 		}
 		op.Height, op.Width = int(size.Height), int(size.Width)
 	}
 	if err := planCaps(&op, pr.Capabilities); err != nil {
-		return op, nil, err
+		return op, err
 	}
 	if err := planScheduling(&op, pr); err != nil {
-		return op, nil, err
+		return op, err
 	}
-	rlimits, err := planRlimits(pr.Rlimits)
-	return op, rlimits, err
+	var err error
+	op.Rlimits, err = planRlimits(pr.Rlimits)
+	return op, err
 }
 
 func checkStrings(pr *specs.Process) error {
@@ -173,8 +174,8 @@ var rlimitKinds = map[string]int{
 	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-func planRlimits(in []specs.POSIXRlimit) ([]rlimit, error) {
-	var out []rlimit
+func planRlimits(in []specs.POSIXRlimit) ([]order.Rlimit, error) {
+	var out []order.Rlimit
 	seen := make(map[string]bool)
 	for _, r := range in {
 		kind, ok := rlimitKinds[r.Type]
@@ -187,18 +188,23 @@ func planRlimits(in []specs.POSIXRlimit) ([]rlimit, error) {
 			return nil, fmt.Errorf("rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
 		}
 		seen[r.Type] = true
-		out = append(out, rlimit{kind, unix.Rlimit{Cur: r.Soft, Max: r.Hard}, r.Type})
+		out = append(out, order.Rlimit{Kind: kind, Soft: r.Soft, Hard: r.Hard})
 	}
 	return out, nil
 }
 
-// setRlimits limits the first process while it waits: its own small needs are
-// over then, and this process may raise a hard limit where a user namespace's
-// root may not.
-func setRlimits(pid int, list []rlimit) error {
+// raiseRlimits raises the hard limits of the first process where they are below
+// what is asked for: neither a user namespace's root nor a plain user may do so.
+// The process sets the limits themselves right before the program.
+func raiseRlimits(pid int, list []order.Rlimit) error {
 	for _, r := range list {
-		if err := unix.Prlimit(pid, r.kind, &r.lim, nil); err != nil {
-			return badf("process.rlimits: %s: %w", r.name, err)
+		var now unix.Rlimit
+		err := unix.Prlimit(pid, r.Kind, nil, &now)
+		if err == nil && now.Max < r.Hard {
+			err = unix.Prlimit(pid, r.Kind, &unix.Rlimit{Cur: now.Cur, Max: r.Hard}, nil)
+		}
+		if err != nil {
+			return badf("process.rlimits: raise the hard limit %d to %d: %w", r.Kind, r.Hard, err)
 		}
 	}
 	return nil

@@ -275,6 +275,9 @@ func (p *process) exec() error {
 	if err := p.keepFiles(); err != nil {
 		return err
 	}
+	if err := p.limit(); err != nil {
+		return err
+	}
 	if pr.Personality >= 0 {
 		if _, _, errno := syscall.RawSyscall(unix.SYS_PERSONALITY, uintptr(pr.Personality), 0, 0); errno != 0 {
 			return failed("linux.personality", errno)
@@ -286,6 +289,19 @@ func (p *process) exec() error {
 	_, _, errno := syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(path)),
 		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])))
 	return program(pr.Args[0], errno)
+}
+
+// limit sets the resource limits, as late as possible: they are the program's, and
+// the Go runtime could not live with all of them.
+func (p *process) limit() error {
+	for _, r := range p.o.Process.Rlimits {
+		lim := unix.Rlimit{Cur: r.Soft, Max: r.Hard}
+		_, _, errno := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, uintptr(r.Kind), uintptr(unsafe.Pointer(&lim)), 0, 0, 0)
+		if errno != 0 {
+			return failed("process.rlimits: limit "+strconv.Itoa(r.Kind), errno)
+		}
+	}
+	return nil
 }
 
 // keepFiles arranges the program's descriptors and marks all others to be closed,

@@ -78,6 +78,12 @@ func (c *codec) hook(h *Hook) {
 	c.ints(&h.TimeoutMS)
 }
 
+func (c *codec) rlimit(r *Rlimit) {
+	c.ints(&r.Kind)
+	c.u64(&r.Soft)
+	c.u64(&r.Hard)
+}
+
 func (c *codec) process(p *Process) {
 	list(c, &p.Args, (*codec).str)
 	list(c, &p.Env, (*codec).str)
@@ -85,6 +91,7 @@ func (c *codec) process(p *Process) {
 	c.u32(&p.UID)
 	c.u32(&p.GID)
 	list(c, &p.Groups, (*codec).u32)
+	list(c, &p.Rlimits, (*codec).rlimit)
 	c.ints(&p.Umask, &p.Height, &p.Width, &p.IOPriority, &p.MemPolicy)
 	c.bools(&p.Terminal, &p.SetCaps, &p.NoNewPrivs)
 	for _, v := range []*uint64{&p.Bounding, &p.Effective, &p.Inheritable, &p.Permitted, &p.Amb} {

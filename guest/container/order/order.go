@@ -112,13 +112,20 @@ type Hook struct {
 	State     string // for its standard input
 }
 
+// Rlimit is one resource limit.
+type Rlimit struct {
+	Kind       int
+	Soft, Hard uint64
+}
+
 // Process is the program and what it may do.
 type Process struct {
 	Args, Env []string
 	Cwd       string
 	UID, GID  uint32
 	Groups    []uint32
-	Umask     int // -1 keeps
+	Umask     int      // -1 keeps
+	Rlimits   []Rlimit // the engine has raised what this process may only lower
 
 	Terminal      bool
 	Height, Width int
