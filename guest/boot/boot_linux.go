@@ -139,8 +139,24 @@ func (m *machine) startEngine() error {
 		if err != nil {
 			m.log.Error("cannot load modules", "err", err)
 		}
+		m.mountShares(serves)
 	}()
 	return err
+}
+
+// mountShares mounts the host's folders. A machine without them is better than
+// none: the engine says what is missing to who wants it.
+func (m *machine) mountShares(hurry <-chan struct{}) {
+	shares := m.host.welcome.Shares
+	if len(shares) == 0 {
+		return
+	}
+	err := m.phases.run("shares", func() error {
+		return errors.Join(loadCore(hurry, "share"), mountShares(sharesDir, shares, mountVirtiofs))
+	})
+	if err != nil {
+		m.log.Error("cannot mount all of the host's folders", "err", err)
+	}
 }
 
 // hello makes the stream to the host and sets what the Welcome says.
