@@ -1,7 +1,7 @@
 package dockerapi
 
 import (
-	"fmt"
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -64,6 +64,7 @@ func New(c Config) *Server {
 	s.system()
 	s.containers()
 	s.execs()
+	s.files()
 	s.images()
 	s.networks()
 	s.volumes()
@@ -159,9 +160,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Ostype", "linux")
 	c := &call{Request: r, s: s, w: w}
 	defer func() {
-		if p := recover(); p != nil && p != http.ErrAbortHandler {
+		p := recover()
+		switch {
+		case p == http.ErrAbortHandler:
+			panic(p) // net/http cuts the connection
+		case p != nil:
 			s.log.Error("a request failed badly", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
-			writeError(w, fmt.Errorf("internal error"))
+			writeError(w, errors.New("internal error"))
 		}
 	}()
 	path, v, err := negotiate(r.URL.Path)

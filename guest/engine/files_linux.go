@@ -1,0 +1,238 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/guest/engine/archive"
+	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/engine/runspec"
+)
+
+// withRoot calls f with the root directory of a container as its processes see
+// it. That of a stopped container is mounted for the time.
+func (e *Engine) withRoot(ctx context.Context, c *Container, f func(archive.Tree) error) error {
+	c.mu.Lock()
+	pid, alive := c.rec.State.PID, c.rec.State.Status.Alive()
+	c.mu.Unlock()
+	if alive {
+		root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err == nil {
+			defer root.Close()
+			return f(archive.In(root))
+		}
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	status := c.rec.State.Status
+	c.mu.Unlock()
+	switch {
+	case status.Alive(): // started meanwhile
+		return conflict("container %s is changing: try again", c.id)
+	case status == record.Removing || status == record.Dead:
+		return conflict("container %s is marked for removal", c.id)
+	}
+	target := c.rootfs()
+	if err := e.opts.Images.Mount(ctx, c.id, target); err != nil {
+		return err
+	}
+	defer e.unmountRootfs(c)
+	root, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open the root of %s: %w", c.id, err)
+	}
+	defer root.Close()
+	defer e.releaseMounts(ctx, c)
+	if err := e.mountInto(ctx, c, root); err != nil {
+		return err
+	}
+	return f(archive.In(root))
+}
+
+// mountInto puts a stopped container's volumes and binds in their places. Those
+// whose place is missing are left out.
+func (e *Engine) mountInto(ctx context.Context, c *Container, root *os.File) error {
+	for _, m := range c.rec.Mounts {
+		source := m.Source
+		switch m.Type {
+		case mount.TypeVolume:
+			var err error
+			if source, err = e.opts.Volumes.Mount(ctx, m.Name, c.id); err != nil {
+				return err
+			}
+		case mount.TypeBind:
+		default:
+			continue
+		}
+		fd, err := unix.Openat2(int(root.Fd()), strings.TrimPrefix(m.Destination, "/"), &unix.OpenHow{
+			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+		err = unix.Mount(source, fmt.Sprintf("/proc/self/fd/%d", fd), "", unix.MS_BIND|unix.MS_REC, "")
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+	}
+	return nil
+}
+
+func pathError(err error, path, name string) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("Could not find the file %s in container %s", path, name))
+	case errors.Is(err, unix.ENOTDIR):
+		return invalid("%s in container %s is not a directory", path, name)
+	}
+	return err
+}
+
+func pathStat(s archive.Stat) apicontainer.PathStat {
+	return apicontainer.PathStat{Name: s.Name, Size: s.Size, Mode: s.Mode, Mtime: s.Mtime, LinkTarget: s.Target}
+}
+
+// StatPath describes a file of a container.
+func (e *Engine) StatPath(ctx context.Context, name, path string) (apicontainer.PathStat, error) {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return apicontainer.PathStat{}, err
+	}
+	var out apicontainer.PathStat
+	err = e.withRoot(ctx, c, func(t archive.Tree) error {
+		s, err := t.Stat(path)
+		out = pathStat(s)
+		return pathError(err, path, name)
+	})
+	return out, err
+}
+
+// CopyFrom writes a file or directory of a container as a tar stream. begin is
+// called first, when nothing can be refused any more, and returns where to.
+func (e *Engine) CopyFrom(ctx context.Context, name, path string, begin func(apicontainer.PathStat) io.Writer) error {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	return e.withRoot(ctx, c, func(t archive.Tree) error {
+		s, err := t.Stat(path)
+		if err != nil {
+			return pathError(err, path, name)
+		}
+		as := s.Name
+		if strings.HasSuffix(path, "/.") || as == "/" {
+			as = "."
+		}
+		c.mu.Lock()
+		c.event(events.ActionArchivePath, "path", path)
+		c.mu.Unlock()
+		return t.Pack(ctx, path, as, begin(pathStat(s)))
+	})
+}
+
+// CopyTo extracts a tar stream into a directory of a container.
+func (e *Engine) CopyTo(ctx context.Context, name, path string, r io.Reader, keepKind, asUser bool) error {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	return e.withRoot(ctx, c, func(t archive.Tree) error {
+		s, err := t.Stat(strings.TrimSuffix(path, "/") + "/")
+		if err != nil {
+			return pathError(err, path, name)
+		}
+		if !s.Mode.IsDir() {
+			return invalid("extraction point is not a directory")
+		}
+		if c.rec.HostConfig.ReadonlyRootfs && !onWritableMount(c.rec, path) {
+			return errdefs.ErrPermissionDenied.WithMessage("container rootfs is marked read-only")
+		}
+		o := archive.UnpackOptions{KeepKind: keepKind}
+		if asUser && c.rec.Config.User != "" {
+			u, _, err := runspec.User(c.rootfs(), c.rec.Config.User, nil)
+			if err != nil {
+				return err
+			}
+			o.Owner = &[2]int{int(u.UID), int(u.GID)}
+		}
+		if err := t.Unpack(ctx, path, r, o); err != nil {
+			return pathError(err, path, name)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.event(events.ActionExtractToDir, "path", path)
+		return nil
+	})
+}
+
+// onWritableMount says whether a path lies on a mount that can be written to.
+func onWritableMount(rec *record.Record, path string) bool {
+	for _, m := range rec.Mounts {
+		if m.RW && (path == m.Destination || strings.HasPrefix(path, m.Destination+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+// Export writes a container's own root file system, without what is mounted in
+// it, as a tar stream. begin is called first, when nothing can be refused any
+// more.
+func (e *Engine) Export(ctx context.Context, name string, begin func() io.Writer) error {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	c.op.Lock() // the mount must not go away meanwhile
+	defer c.op.Unlock()
+	c.mu.Lock()
+	alive := c.rec.State.Status.Alive()
+	c.mu.Unlock()
+	if !alive {
+		if err := e.opts.Images.Mount(ctx, c.id, c.rootfs()); err != nil {
+			return err
+		}
+		defer e.unmountRootfs(c)
+	}
+	root, err := os.OpenFile(c.rootfs(), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("export %s: %w", name, err)
+	}
+	defer root.Close()
+	c.mu.Lock()
+	c.event(events.ActionExport)
+	c.mu.Unlock()
+	return archive.In(root).Pack(ctx, "/", "", begin())
+}
+
+// Changes lists how a container's root file system differs from its image.
+func (e *Engine) Changes(ctx context.Context, name string) ([]apicontainer.FilesystemChange, error) {
+	c, err := e.find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	list, err := e.opts.Images.Changes(ctx, c.id)
+	if err != nil {
+		return nil, err
+	}
+	var out []apicontainer.FilesystemChange
+	for _, ch := range list {
+		out = append(out, apicontainer.FilesystemChange{Kind: apicontainer.ChangeType(ch.Kind), Path: ch.Path})
+	}
+	return out, nil
+}
