@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -293,8 +294,21 @@ func TestAttach(t *testing.T) {
 			name := "attach-" + c.name
 			t.Cleanup(func() { c.exec("rm", "-f", name) })
 			c.ok(t, "run", "-d", "-i", "--name", name, "hello", "sh", "-c", "read x; echo got $x; exit 4")
-			if r := c.execIn("words\n", "attach", name); r.code != 4 || !strings.Contains(r.out, "got words") {
-				t.Errorf("%s\nwant exit 4 and the words", r)
+			// Standard input stays open: its end would end the attachment, as docker's does.
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			cmd := c.command(ctx, "attach", name)
+			cmd.Stdin = r
+			io.WriteString(w, "words\n")
+			out, err := cmd.Output()
+			r.Close()
+			if cmd.ProcessState.ExitCode() != 4 || string(out) != "got words\n" {
+				t.Errorf("attach: %v, printed %q, want exit 4 and the words", err, out)
 			}
 		})
 	}
