@@ -22,6 +22,7 @@ import (
 
 	"github.com/berthvm/berth/guest/dockerapi"
 	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/hostpath"
 	"github.com/berthvm/berth/guest/engine/images"
 	"github.com/berthvm/berth/guest/engine/localkeeper"
 	"github.com/berthvm/berth/guest/engine/networks"
@@ -184,12 +185,24 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 		Images: engine.Store{Store: p.store, Builtin: p.builtin}, Networks: p.networks,
 		Volumes: p.volumes, Keeper: p.keeper, StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
 		ExecPath: cfg.execPath, InitPath: initPath(cfg), CloneParent: !cfg.native, Hostname: w.Hostname,
-		Socket: cfg.socket(), DNS: servers, HostAlias: host, BootID: bootID()})
+		Socket: cfg.socket(), HostSocket: w.Machine.DockerSocket, Folders: folders(cfg, w), DNS: servers, HostAlias: host, BootID: bootID()})
 	if err != nil {
 		return p, err
 	}
 	p.images = images.New(p.store, p.engine, p.builtin)
 	return p, nil
+}
+
+// folders are the host's, where PID 1 mounts them.
+func folders(cfg config, w wire.Welcome) hostpath.Map {
+	if cfg.native {
+		return hostpath.All()
+	}
+	var m hostpath.Map
+	for _, s := range w.Shares {
+		m = append(m, hostpath.Folder{Path: s.Path, Dir: filepath.Join(cfg.run, "share", s.Tag), Mounted: true})
+	}
+	return m
 }
 
 func imageOptions(cfg config, w wire.Welcome) image.Options {

@@ -142,7 +142,7 @@ func parseOptions(om *order.Mount, options []string) (data []order.Pair, idmap b
 }
 
 // planBind also decides who opens the source: the first process, or, where that
-// would lack the rights, this one.
+// would lack the rights or where the source is a descriptor of this one, this one.
 func (p *plan) planBind(om *order.Mount, m *specs.Mount, idmap bool) error {
 	if m.Source == "" {
 		return fmt.Errorf("source: missing")
@@ -170,7 +170,7 @@ func (p *plan) planBind(om *order.Mount, m *specs.Mount, idmap bool) error {
 	if err := checkMappings(gids); err != nil {
 		return fmt.Errorf("gidMappings: %w", err)
 	}
-	if p.newUser || len(uids) > 0 {
+	if p.newUser || len(uids) > 0 || strings.HasPrefix(om.Source, "/proc/self/") {
 		p.trees = append(p.trees, treeRequest{
 			mount: len(p.order.Mounts), source: om.Source, recursive: om.Recursive,
 			mapRecursive: slices.Contains(m.Options, "ridmap"), uids: uids, gids: gids,

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/events"
 
+	"github.com/berthvm/berth/guest/engine/hostpath"
 	"github.com/berthvm/berth/guest/engine/journal"
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/span"
@@ -40,6 +41,8 @@ type Options struct {
 	CloneParent bool
 	Hostname    string       // of the machine, for --network host
 	Socket      string       // of the Docker API in the machine: what a bind of docker.sock means
+	HostSocket  string       // of the Docker API on the host, which means the same
+	Folders     hostpath.Map // of the host: what the sources of bind mounts name
 	DNS         []netip.Addr // for containers that have no embedded DNS
 	HostAlias   netip.Addr   // what host-gateway stands for
 	BootID      string       // changes with every boot of the machine

@@ -3,9 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	iofs "io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -88,15 +86,7 @@ func (e *Engine) resolveMounts(ctx context.Context, rec *record.Record) ([]recor
 func (e *Engine) resolveMount(ctx context.Context, rec *record.Record, m *record.Mount) error {
 	switch m.Type {
 	case mount.TypeBind:
-		m.Source = e.bindSource(m.Source)
-		if _, err := os.Stat(m.Source); errors.Is(err, iofs.ErrNotExist) {
-			if !m.FromBind {
-				return invalid(`invalid mount config for type "bind": bind source path does not exist: %s`, m.Source)
-			}
-			if err := os.MkdirAll(m.Source, 0o755); err != nil {
-				return invalid("error while creating mount source path '%s': %v", m.Source, err)
-			}
-		}
+		return e.checkBind(ctx, m)
 	case mount.TypeVolume:
 		if e.opts.Volumes == nil {
 			return invalid("volumes are not available")
@@ -128,14 +118,6 @@ func volumeOptions(h *apicontainer.HostConfig, dest string) *mount.VolumeOptions
 		}
 	}
 	return nil
-}
-
-// bindSource maps the sockets that clients know to the engine's own.
-func (e *Engine) bindSource(source string) string {
-	if e.opts.Socket != "" && (source == "/var/run/docker.sock" || source == "/run/docker.sock") {
-		return e.opts.Socket
-	}
-	return source
 }
 
 func (e *Engine) volumesFrom(ctx context.Context, from []string) ([]record.Mount, error) {
@@ -317,18 +299,21 @@ func tmpfsOptions(o *mount.TmpfsOptions) []string {
 }
 
 // mountsOf makes the container's mounts ready and returns them in the order in
-// which they nest. The root file system is mounted.
-func (e *Engine) mountsOf(ctx context.Context, c *Container) ([]specs.Mount, error) {
-	var out []specs.Mount
+// which they nest, and the open sources of those from the host, which have to
+// stay open until the container has been made. The root file system is mounted.
+func (e *Engine) mountsOf(ctx context.Context, c *Container) (out []specs.Mount, sources []*os.File, err error) {
 	taken := map[string]bool{}
 	for _, m := range c.rec.Mounts {
 		taken[m.Destination] = true
-		s, err := e.mountOf(ctx, c, m)
+		s, source, err := e.mountOf(ctx, c, m)
 		if err != nil {
 			e.releaseMounts(ctx, c)
-			return nil, err
+			return nil, sources, err
 		}
 		out = append(out, s)
+		if source != nil {
+			sources = append(sources, source)
+		}
 	}
 	for _, name := range []string{"resolv.conf", "hostname", "hosts"} {
 		if dest := "/etc/" + name; !taken[dest] {
@@ -339,10 +324,11 @@ func (e *Engine) mountsOf(ctx context.Context, c *Container) ([]specs.Mount, err
 	slices.SortStableFunc(out, func(a, b specs.Mount) int {
 		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
 	})
-	return out, nil
+	return out, sources, nil
 }
 
-func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (specs.Mount, error) {
+// mountOf makes one mount ready. The file, which may be nil, is a bind's source.
+func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (s specs.Mount, opened *os.File, err error) {
 	if m.Type == mount.TypeTmpfs {
 		opts := []string{"noexec", "nosuid", "nodev"}
 		if slices.Contains(m.Options, "exec") {
@@ -351,26 +337,31 @@ func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (spe
 		if !m.RW {
 			opts = append(opts, "ro")
 		}
-		return specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: append(opts, m.Options...)}, nil
+		return specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: append(opts, m.Options...)}, nil, nil
 	}
 	source := m.Source
+	if m.Type == mount.TypeBind {
+		if source, opened, err = e.openBind(ctx, &m); err != nil {
+			return specs.Mount{}, nil, err
+		}
+	}
 	if m.Type == mount.TypeVolume {
 		dir, err := e.opts.Volumes.Mount(ctx, m.Name, c.id)
 		if err != nil {
-			return specs.Mount{}, err
+			return specs.Mount{}, nil, err
 		}
 		if !m.NoCopy {
 			if err := copyUp(c.rootfs(), m.Destination, dir); err != nil {
-				return specs.Mount{}, fmt.Errorf("copy the image's %s to the volume %s: %w", m.Destination, m.Name, err)
+				return specs.Mount{}, nil, fmt.Errorf("copy the image's %s to the volume %s: %w", m.Destination, m.Name, err)
 			}
 		}
 		source = dir
 		if m.Subpath != "" {
 			if source, err = securejoin.SecureJoin(dir, m.Subpath); err != nil {
-				return specs.Mount{}, invalid("cannot access path %s of volume %s: %v", m.Subpath, m.Name, err)
+				return specs.Mount{}, nil, invalid("cannot access path %s of volume %s: %v", m.Subpath, m.Name, err)
 			}
 			if _, err := os.Stat(source); err != nil {
-				return specs.Mount{}, invalid("cannot access path %s: no such file or directory", source)
+				return specs.Mount{}, nil, invalid("cannot access path %s: no such file or directory", source)
 			}
 		}
 	}
@@ -382,7 +373,7 @@ func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (spe
 	if !m.RW {
 		opts = append(opts, "ro")
 	}
-	return specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: opts}, nil
+	return specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: opts}, opened, nil
 }
 
 // copyUp fills an empty volume with what the image has in its place.

@@ -100,6 +100,7 @@ type building struct {
 	spec  *specs.Spec
 	run_  *run
 	files []*os.File // the container's ends of its streams
+	binds []*os.File // the sources of its bind mounts
 	ends  ends
 }
 
@@ -144,7 +145,10 @@ func (b *building) closeFiles() {
 	for _, f := range b.files {
 		f.Close()
 	}
-	b.files = nil
+	for _, f := range b.binds {
+		f.Close()
+	}
+	b.files, b.binds = nil, nil
 }
 
 // mount mounts the root file system.
@@ -169,7 +173,8 @@ func (e *Engine) unmountRootfs(c *Container) {
 // specification.
 func (b *building) setup(ctx context.Context) error {
 	c, rec := b.c, b.c.rec
-	mounts, err := b.e.mountsOf(ctx, c)
+	mounts, binds, err := b.e.mountsOf(ctx, c)
+	b.binds = binds
 	if err != nil {
 		return err
 	}

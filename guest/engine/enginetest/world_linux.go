@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,6 +25,7 @@ import (
 	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/container/cgroup"
 	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/hostpath"
 	"github.com/berthvm/berth/guest/image"
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/network"
@@ -34,6 +36,8 @@ type World struct {
 	T   testing.TB
 	Dir string
 
+	Folders hostpath.Map // of the host; set before Engine
+
 	mu      sync.Mutex // guards what follows
 	entries map[string]keeper.Entry
 	exits   chan keeper.Exit
@@ -41,13 +45,14 @@ type World struct {
 	rootfs  map[string]bool
 	mounted map[string]bool
 	nets    map[string][]network.Endpoint
+	binds   map[string]string // what was bound last, by destination
 	nextPID int
 	boot    int
 }
 
 // New returns a world with one image, "img".
 func New(t testing.TB) *World {
-	w := &World{T: t, Dir: t.TempDir(), rootfs: map[string]bool{}, nextPID: 1000}
+	w := &World{T: t, Dir: t.TempDir(), rootfs: map[string]bool{}, binds: map[string]string{}, nextPID: 1000}
 	w.Reboot()
 	return w
 }
@@ -80,7 +85,7 @@ func (w *World) Engine() *engine.Engine {
 	w.mu.Unlock()
 	e, err := engine.Open(engine.Options{Log: slog.New(slog.DiscardHandler), Runtime: runtime{w}, Images: images{w}, Networks: networks{w},
 		Keeper: keep{w}, StateDir: w.Dir + "/state", RunDir: fmt.Sprintf("%s/run%d", w.Dir, boot), Hostname: "machine",
-		BootID: strconv.Itoa(boot), ShutdownTimeout: 5 * time.Second})
+		Socket: "/machine/docker.sock", HostSocket: "/home/u/.berth/docker.sock", Folders: w.Folders, BootID: strconv.Itoa(boot), ShutdownTimeout: 5 * time.Second})
 	if err != nil {
 		w.T.Fatal(err)
 	}
@@ -285,7 +290,21 @@ func (r runtime) Create(_ context.Context, cfg container.Config) (engine.Task, e
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
 	r.w.tasks[cfg.ID] = t
+	for _, m := range cfg.Spec.Mounts {
+		source := m.Source
+		if file, err := os.Readlink(source); err == nil && strings.HasPrefix(source, "/proc/self/fd/") {
+			source = file // it is open until Create has returned
+		}
+		r.w.binds[m.Destination] = source
+	}
 	return t, nil
+}
+
+// Bound is the source of the bind mount that a container was last given at dest.
+func (w *World) Bound(dest string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.binds[dest]
 }
 
 func (r runtime) Load(_, id string) (engine.Task, error) {

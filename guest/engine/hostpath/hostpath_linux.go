@@ -15,7 +15,17 @@ import (
 
 // ErrOutside is returned for a path that lies in no shared folder, or that a
 // symbolic link leads out of them.
-var ErrOutside = errors.New("the host does not share this folder with the machine")
+var ErrOutside = errors.New("not in a folder that the host shares with the machine")
+
+// OutsideError is an ErrOutside.
+type OutsideError struct {
+	Path string // on the host, where the resolution ended
+}
+
+func (e *OutsideError) Error() string { return e.Path + ": " + ErrOutside.Error() }
+
+// Unwrap returns ErrOutside.
+func (e *OutsideError) Unwrap() error { return ErrOutside }
 
 const (
 	// maxLinks is how many symbolic links a path may take, as in the kernel.
@@ -109,7 +119,7 @@ func (w *walk) run(ctx context.Context) error {
 		}
 	}
 	if len(w.fds) == 0 {
-		return fmt.Errorf("%s: %w", w.path(), ErrOutside)
+		return &OutsideError{w.path()}
 	}
 	return nil
 }
