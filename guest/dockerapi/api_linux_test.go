@@ -1,0 +1,423 @@
+package dockerapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/pkg/stdcopy"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/client"
+	"go.uber.org/goleak"
+
+	"github.com/berthvm/berth/guest/dockerapi"
+	"github.com/berthvm/berth/guest/engine/enginetest"
+	"github.com/berthvm/berth/guest/engine/images"
+	"github.com/berthvm/berth/guest/engine/volumes"
+	"github.com/berthvm/berth/guest/image"
+	"github.com/berthvm/berth/guest/volume"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/berthvm/berth/guest/engine/enginetest.(*process).run"),
+		goleak.IgnoreAnyFunction("github.com/berthvm/berth/guest/engine/enginetest.(*process).program"))
+}
+
+var ctx = context.Background()
+
+// handler returns the API of an engine in a world of fakes.
+func handler(t testing.TB) (http.Handler, *enginetest.World) {
+	t.Helper()
+	w := enginetest.New(t)
+	e := w.Engine()
+	store, err := image.Open(ctx, image.Options{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	vols, err := volume.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	builtin := make(chan struct{})
+	close(builtin)
+	about := system.VersionResponse{Version: "1.2.3"}
+	about.Platform.Name = "Berth 1.2.3"
+	api := dockerapi.New(dockerapi.Config{Log: slog.New(slog.DiscardHandler), Engine: e, Images: images.New(store, e, builtin),
+		Volumes: volumes.New(vols, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
+	return api, w
+}
+
+// server serves the API over a Unix socket.
+func server(t testing.TB) (*client.Client, string, *enginetest.World) {
+	t.Helper()
+	api, w := handler(t)
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: api, ReadHeaderTimeout: 5 * time.Second}}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	c, err := client.New(client.WithHost("unix://" + socket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, socket, w
+}
+
+// raw sends a request as it is and returns the status and the body.
+func raw(t *testing.T, socket, request string) (int, string) {
+	t.Helper()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_, _ = io.WriteString(conn, request) // refused before its end, maybe: the answer tells
+	return response(t, conn)
+}
+
+func create(t *testing.T, c *client.Client, name string, hc *apicontainer.HostConfig, tty bool, cmd ...string) string {
+	t.Helper()
+	r, err := c.ContainerCreate(ctx, client.ContainerCreateOptions{Name: name, HostConfig: hc,
+		Config: &apicontainer.Config{Image: "img", Cmd: cmd, OpenStdin: true, StdinOnce: true, AttachStdin: true, Tty: tty}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.ID
+}
+
+func TestPingAndVersion(t *testing.T) {
+	c, _, _ := server(t)
+	p, err := c.Ping(ctx, client.PingOptions{})
+	if err != nil || p.OSType != "linux" || p.APIVersion != dockerapi.MaxVersion || p.SwarmStatus == nil || p.SwarmStatus.NodeState != "inactive" {
+		t.Errorf("ping: %+v, %v", p, err)
+	}
+	v, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil || v.Version != "1.2.3" || v.Os != "linux" {
+		t.Errorf("version: %+v, %v", v, err)
+	}
+	if _, err := c.Info(ctx, client.InfoOptions{}); err != nil {
+		t.Errorf("info: %v", err)
+	}
+}
+
+func TestVersions(t *testing.T) {
+	_, socket, _ := server(t)
+	for path, want := range map[string]int{
+		"/v1.40/version": 200, "/v1.56/version": 200, "/version": 200, "/v1.39/version": 400, "/v1.57/version": 400,
+		"/v1.999999999999999999999/version": 404, "/v2.0/version": 404, "/vx/version": 404, "/v1.40": 404, "/": 404, "//": 404,
+		"/v1.41/containers/json": 200, "/containers": 404, "/_ping": 200, "/v1.44/_ping": 200,
+	} {
+		if got, body := raw(t, socket, "GET "+path+" HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"); got != want {
+			t.Errorf("%s: %d %s, want %d", path, got, body, want)
+		}
+	}
+	_, body := raw(t, socket, "GET /v1.24/version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+	if !strings.Contains(body, "client version 1.24 is too old. Minimum supported API version is 1.40") {
+		t.Errorf("an old client is told: %s", body)
+	}
+}
+
+func TestRunAttached(t *testing.T) {
+	for _, tty := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tty=%v", tty), func(t *testing.T) {
+			c, _, w := server(t)
+			id := create(t, c, "", &apicontainer.HostConfig{AutoRemove: true}, tty, "lines")
+			h, err := c.ContainerAttach(ctx, id, client.ContainerAttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			wait := c.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: apicontainer.WaitConditionRemoved})
+			if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(h.Conn, "hello\n")
+			if tty {
+				io.WriteString(h.Conn, "\x04") // the terminal's end of input
+			} else {
+				h.CloseWrite()
+			}
+			var out, stderr bytes.Buffer
+			if tty {
+				io.Copy(&out, h.Reader)
+			} else if _, err := stdcopy.StdCopy(&out, &stderr, h.Reader); err != nil {
+				t.Error(err)
+			}
+			if !strings.Contains(out.String(), ">hello") {
+				t.Errorf("printed %q", out.String())
+			}
+			select {
+			case r := <-wait.Result:
+				if r.StatusCode != 0 {
+					t.Errorf("exit code %d", r.StatusCode)
+				}
+			case err := <-wait.Error:
+				t.Error(err)
+			case <-time.After(10 * time.Second):
+				t.Fatal("wait does not end")
+			}
+			if left := w.Leftovers(); len(left) > 0 {
+				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}
+
+func TestLogsAndExec(t *testing.T) {
+	c, _, _ := server(t)
+	id := create(t, c, "web", nil, false, "lines")
+	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := c.ContainerAttach(ctx, id, client.ContainerAttachOptions{Stream: true, Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow, err := c.ContainerLogs(ctx, "web", client.ContainerLogsOptions{ShowStdout: true, Follow: true, Timestamps: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer follow.Close()
+	io.WriteString(h.Conn, "one\ntwo\n")
+
+	x, err := c.ExecCreate(ctx, id, client.ExecCreateOptions{Cmd: []string{"warn", "careful"}, AttachStdout: true, AttachStderr: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.ExecAttach(ctx, x.ID, client.ExecAttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, stderr bytes.Buffer
+	if _, err := stdcopy.StdCopy(&out, &stderr, a.Reader); err != nil || stderr.String() != "careful\n" || out.Len() > 0 {
+		t.Errorf("exec printed %q and %q, %v", out.String(), stderr.String(), err)
+	}
+	a.Close()
+	if i, err := c.ExecInspect(ctx, x.ID, client.ExecInspectOptions{}); err != nil || i.Running || i.ExitCode != 0 {
+		t.Errorf("exec: %+v, %v", i, err)
+	}
+	h.CloseWrite()
+	out.Reset()
+	if _, err := stdcopy.StdCopy(&out, io.Discard, follow); err != nil {
+		t.Error(err)
+	}
+	h.Close()
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 2 || !strings.HasSuffix(lines[1], "Z >two") {
+		t.Errorf("followed %q", out.String())
+	}
+}
+
+func TestErrors(t *testing.T) {
+	c, _, _ := server(t)
+	if _, err := c.ContainerInspect(ctx, "nothere", client.ContainerInspectOptions{}); !errdefs.IsNotFound(err) ||
+		!strings.Contains(err.Error(), "No such container: nothere") {
+		t.Errorf("inspect: %v", err)
+	}
+	_, err := c.ContainerCreate(ctx, client.ContainerCreateOptions{Config: &apicontainer.Config{Image: "nothere"}})
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "No such image: nothere:latest") {
+		t.Errorf("create: %v", err)
+	}
+	id := create(t, c, "dup", nil, false, "sleep")
+	_, err = c.ContainerCreate(ctx, client.ContainerCreateOptions{Name: "dup", Config: &apicontainer.Config{Image: "img"}})
+	if !errdefs.IsConflict(err) {
+		t.Errorf("name: %v", err)
+	}
+	if _, err := c.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "KILL"}); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "is not running") {
+		t.Errorf("kill: %v", err)
+	}
+	if _, err := c.ServiceList(ctx, client.ServiceListOptions{}); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "This node is not a swarm manager") {
+		t.Errorf("swarm: %v", err)
+	}
+	if p, err := c.PluginList(ctx, client.PluginListOptions{}); err != nil || len(p.Items) != 0 {
+		t.Errorf("plugins: %+v, %v", p, err)
+	}
+	if _, err := c.ContainerLogs(ctx, id, client.ContainerLogsOptions{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("logs of no stream: %v", err)
+	}
+}
+
+func TestNotModified(t *testing.T) {
+	c, socket, _ := server(t)
+	id := create(t, c, "nm", nil, false, "sleep")
+	for _, step := range []struct {
+		op   string
+		want int
+	}{{"start", 204}, {"start", 304}, {"stop", 204}, {"stop", 304}} {
+		got, _ := raw(t, socket, "POST /containers/"+id+"/"+step.op+" HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+		if got != step.want {
+			t.Errorf("%s: %d, want %d", step.op, got, step.want)
+		}
+	}
+}
+
+// TestBadBodies sends what no client should.
+func TestBadBodies(t *testing.T) {
+	_, socket, w := server(t)
+	post := func(path, kind, body string) string {
+		return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", path, kind, len(body), body)
+	}
+	const js = "application/json"
+	for what, c := range map[string]struct {
+		request string
+		code    int
+		text    string
+	}{
+		"empty":        {"POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "EOF"},
+		"not JSON":     {post("/containers/create", js, "hello"), 400, "invalid JSON"},
+		"cut":          {post("/containers/create", js, `{"Image":"img"`), 400, "invalid JSON"},
+		"two":          {post("/containers/create", js, `{"Image":"img"}{}`), 400, "unexpected content after JSON"},
+		"wrong type":   {post("/containers/create", js, `{"Image":5}`), 400, "invalid JSON"},
+		"list":         {post("/containers/create", js, `[]`), 400, "invalid JSON"},
+		"null":         {post("/containers/create", js, `null`), 400, "config cannot be empty"},
+		"no type":      {post("/containers/create", "", `{}`), 400, "Content-Type"},
+		"other type":   {post("/containers/create", "text/plain", `{}`), 400, "Content-Type"},
+		"deep":         {post("/containers/create", js, strings.Repeat(`{"a":`, 20000)), 400, "invalid JSON"},
+		"huge":         {post("/containers/create", js, `{"Image":"`+strings.Repeat("x", 5<<20)+`"}`), 400, "too large"},
+		"bad filters":  {"GET /containers/json?filters=%7B HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter"},
+		"odd filter":   {"GET /containers/json?filters=%7B%22x%22%3A%5B%22y%22%5D%7D HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter 'x'"},
+		"bad limit":    {"GET /containers/json?limit=many HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "limit"},
+		"bad since":    {"GET /events?since=then HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "since"},
+		"bad platform": {post("/containers/create?platform=%7B", js, `{"Image":"img"}`), 400, "platform"},
+		"bad wait":     {"POST /containers/x/wait?condition=never HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "condition"},
+		"dots":         {"GET /containers/../../etc/passwd/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, ""},
+		"method":       {"PATCH /version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, "page not found"},
+	} {
+		code, body := raw(t, socket, c.request)
+		if code != c.code || !strings.Contains(body, c.text) {
+			t.Errorf("%s: %d %.200s, want %d with %q", what, code, body, c.code, c.text)
+		}
+		var e struct{ Message string }
+		if err := json.Unmarshal([]byte(body), &e); err != nil || e.Message == "" || strings.Contains(strings.TrimSpace(e.Message), "\n") {
+			t.Errorf("%s: the answer is not one clear line: %q", what, body)
+		}
+	}
+	if left := w.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// TestEveryFieldWrong puts values of the wrong kind in every field of a create
+// request in turn.
+func TestEveryFieldWrong(t *testing.T) {
+	_, socket, _ := server(t)
+	full, err := json.Marshal(apicontainer.CreateRequest{Config: &apicontainer.Config{Image: "img"}, HostConfig: &apicontainer.HostConfig{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(full, &fields); err != nil {
+		t.Fatal(err)
+	}
+	wrong := []string{`-1`, `"\u0000"`, `[1]`, `{"a":{"b":[]}}`, `1e400`, `true`, `99999999999999999999`}
+	try := func(body string) {
+		code, answer := raw(t, socket, fmt.Sprintf("POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\n"+
+			"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+		if code >= 500 {
+			t.Errorf("%s: %d %s", body, code, answer)
+		}
+	}
+	for name := range fields {
+		for _, v := range wrong {
+			try(fmt.Sprintf(`{"Image":"img",%q:%s}`, name, v))
+		}
+	}
+	for name := range fields["HostConfig"].(map[string]any) {
+		for _, v := range wrong {
+			try(fmt.Sprintf(`{"Image":"img","HostConfig":{%q:%s}}`, name, v))
+		}
+	}
+}
+
+func TestEventsStream(t *testing.T) {
+	c, _, _ := server(t)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ev := c.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "container").Add("event", "create", "destroy")})
+	time.Sleep(50 * time.Millisecond) // the stream must have begun
+	id := create(t, c, "evt", nil, false, "sleep")
+	if _, err := c.ContainerRemove(ctx, id, client.ContainerRemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"create", "destroy"} {
+		select {
+		case m := <-ev.Messages:
+			if string(m.Action) != want || m.Actor.ID != id {
+				t.Errorf("got %+v, want %s", m, want)
+			}
+		case err := <-ev.Err:
+			t.Fatal(err)
+		case <-time.After(10 * time.Second):
+			t.Fatalf("no event %s", want)
+		}
+	}
+}
+
+func TestStatsAndTop(t *testing.T) {
+	c, _, _ := server(t)
+	id := create(t, c, "st", nil, false, "sleep")
+	if _, err := c.ContainerTop(ctx, id, client.ContainerTopOptions{}); !errdefs.IsConflict(err) {
+		t.Errorf("top of a container that does not run: %v", err)
+	}
+	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.ContainerStats(ctx, id, client.ContainerStatsOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Body.Close()
+	var st apicontainer.StatsResponse
+	if err := json.NewDecoder(s.Body).Decode(&st); err != nil || st.MemoryStats.Usage != 4096 {
+		t.Errorf("stats %+v, %v", st, err)
+	}
+	top, err := c.ContainerTop(ctx, id, client.ContainerTopOptions{Arguments: []string{"-o", "pid,comm"}})
+	if err != nil || len(top.Processes) != 1 || strings.Join(top.Titles, " ") != "PID COMMAND" {
+		t.Errorf("top %+v, %v", top, err)
+	}
+}
+
+func TestOldShapes(t *testing.T) {
+	c, socket, _ := server(t)
+	id := create(t, c, "old", nil, false, "sleep")
+	get := func(path string) map[string]any {
+		code, body := raw(t, socket, "GET "+path+" HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+		var v map[string]any
+		if err := json.Unmarshal([]byte(body), &v); err != nil || code != 200 {
+			t.Fatalf("%s: %d %s", path, code, body)
+		}
+		return v
+	}
+	settings := get("/v1.44/containers/" + id + "/json")["NetworkSettings"].(map[string]any)
+	if _, ok := settings["IPAddress"]; !ok {
+		t.Error("1.44 has no NetworkSettings.IPAddress")
+	}
+	settings = get("/v1.52/containers/" + id + "/json")["NetworkSettings"].(map[string]any)
+	if _, ok := settings["IPAddress"]; ok {
+		t.Error("1.52 has NetworkSettings.IPAddress")
+	}
+	if _, ok := get("/v1.44/system/df")["LayersSize"]; !ok {
+		t.Error("1.44's df has no LayersSize")
+	}
+	if _, ok := get("/v1.52/system/df")["ImageUsage"]; !ok {
+		t.Error("1.52's df has no ImageUsage")
+	}
+}
