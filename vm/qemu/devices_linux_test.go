@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -306,5 +307,35 @@ func TestBadKernel(t *testing.T) {
 	defer cancel()
 	if err := m.Start(ctx); err == nil || !strings.Contains(err.Error(), "QEMU failed") {
 		t.Errorf("Start() = %v", err)
+	}
+}
+
+// TestArm64 checks that QEMU accepts the arguments of an arm64 machine with all
+// its devices, and that the KVM probe's code ends it.
+func TestArm64(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-aarch64"); err != nil {
+		t.Skip("qemu-system-aarch64 is not installed: " + remedy("linux", "arm64"))
+	}
+	cfg := plainConfig(t)
+	switchOff := []byte{0x00, 0x01, 0x80, 0xd2, 0x00, 0x80, 0xb0, 0xf2, 0x02, 0x00, 0x00, 0xd4} // as in vm/internal/kvm
+	if err := os.WriteFile(cfg.Kernel, switchOff, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.CPUs = 2
+	cfg.Disks = []vm.Disk{{Path: disk, Serial: "data"}}
+	cfg.Network = echoNet{net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+	cfg.Shares = []vm.Share{{Tag: "folder", Server: &oneFile{}}}
+	m, err := New(Options{Arch: "arm64", Acceleration: TCG}).New(t.Context(), cfg, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	start(t, m)
+	if err := waitFor(t, m); err != nil {
+		t.Errorf("Wait() = %v, want nil: the guest switched itself off", err)
 	}
 }

@@ -157,3 +157,10 @@ func TestProbeCache(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// FuzzStartTime feeds what a program's name, or a file, may hold.
+func FuzzStartTime(f *testing.F) {
+	f.Add("12 (a) S 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20")
+	f.Add(") ) (")
+	f.Fuzz(func(t *testing.T, stat string) { startTime(stat) })
+}

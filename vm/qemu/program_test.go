@@ -105,3 +105,13 @@ func TestRemedy(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseVersion(f *testing.F) {
+	f.Add("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)")
+	f.Fuzz(func(t *testing.T, text string) {
+		v, err := parseVersion([]byte(text))
+		if err == nil && v.less(version{}) {
+			t.Errorf("parseVersion(%q) = %v", text, v)
+		}
+	})
+}
