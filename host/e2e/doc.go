@@ -4,5 +4,5 @@
 //
 // The tests run with BERTH_VM=1 (`make test-e2e`); with BERTH_FULL=1 the long
 // ones run too. One machine is booted for all tests; those that break a
-// machine make their own.
+// machine make their own. It runs on Linux hosts.
 package e2e

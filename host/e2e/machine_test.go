@@ -1,3 +1,5 @@
+//go:build linux
+
 package e2e
 
 import (
@@ -21,7 +23,6 @@ type status struct {
 	DockerSocket string `json:"dockerSocket"`
 	Driver       string `json:"driver"`
 	Acceleration string `json:"acceleration"`
-	HypervisorID int    `json:"hypervisorPid"`
 }
 
 func (h *home) status(t testing.TB, args ...string) status {
