@@ -31,6 +31,7 @@ type Config struct {
 	DNS          []string `yaml:"dns,omitempty" json:"dns,omitempty"`
 	Proxy        Proxy    `yaml:"proxy,omitempty" json:"proxy,omitzero"`
 	CABundle     string   `yaml:"ca-bundle,omitempty" json:"caBundle,omitempty"`
+	Shares       Shares   `yaml:"shares" json:"shares"`
 }
 
 // Proxy overrides the host's proxy settings, which the guest gets otherwise.
@@ -67,6 +68,7 @@ const defaultConfig = `# The configuration of a Berth machine; it is read when t
 #dns: [192.0.2.53]       # instead of the host's resolvers
 #proxy: {http: "http://proxy:3128", https: "http://proxy:3128", no: "localhost"}
 #ca-bundle: /path/to/more-roots.pem
+#shares: [~, /tmp]       # folders that containers may mount; {path: ~/data, read-only: true} for one that is only to be read
 `
 
 // DefaultConfig is the configuration of a machine whose file says nothing.
@@ -79,6 +81,7 @@ func DefaultConfig() Config {
 		Acceleration: AccelerationAuto,
 		StartTimeout: Duration(5 * time.Minute),
 		StopTimeout:  Duration(time.Minute),
+		Shares:       defaultShares(),
 	}
 }
 
