@@ -286,7 +286,7 @@ func (c console) Write(p []byte) (int, error) {
 
 // supervise waits for QEMU's end, and ends the machine with it.
 func (m *machine) supervise(proc *process, join func()) {
-	status, stderr := proc.wait()
+	stderr, status := proc.wait()
 	<-m.booted // soon: nobody answers Start any more
 	m.mu.Lock()
 	mon := m.mon

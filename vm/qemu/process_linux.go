@@ -87,10 +87,10 @@ func (p *process) parent(started chan<- error, r, w *os.File) {
 	close(p.done)
 }
 
-// wait returns the status of the exit, and QEMU's last words.
-func (p *process) wait() (status error, stderr string) {
+// wait returns QEMU's last words, and the status of its exit.
+func (p *process) wait() (stderr string, status error) {
 	<-p.done
-	return p.status, p.stderr.String()
+	return p.stderr.String(), p.status
 }
 
 // kill ends QEMU at once, if it runs. It does not wait.

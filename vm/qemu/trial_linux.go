@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -61,7 +62,10 @@ func tryQEMU(ctx context.Context, p program, arch string) (fault string, err err
 	}
 	why, _, _ := strings.Cut(words.String(), "; ") // the rest is about QEMU's source
 	why = strings.TrimPrefix(why, "error: ")
-	if why == "" {
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		why = err.Error()
+	} else if why == "" {
 		why = "it ended before its firmware was done"
 	}
 	return "QEMU does not get along with it: " + why, nil

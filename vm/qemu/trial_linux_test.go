@@ -19,7 +19,6 @@ func TestTryQEMU(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
 			begin := time.Now()
 			fault, err := tryQEMU(t.Context(), program{path: script(t, tt.body)}, "amd64")
 			if err != nil || (tt.want == "") != (fault == "") || !strings.Contains(fault, tt.want) || strings.Contains(fault, "Assertion") {
