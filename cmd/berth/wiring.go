@@ -56,4 +56,5 @@ func reachGuest(o *daemon.Options) {
 	o.Forward = forward.Serve
 	o.Loopback = forward.Loopback{Log: o.Log}.Serve
 	o.Publish = &forward.Ports{Log: o.Log}
+	o.Folders = openFolders(o.Machine, o.Config, o.Log)
 }

@@ -55,6 +55,10 @@ type Options struct {
 	// secret is what a stream must begin with now; nil matches nothing.
 	Loopback func(ctx context.Context, l net.Listener, secret func() []byte) error
 
+	// Folders opens the host's folders that the guest may mount, if there are any.
+	// A folder's server that is an io.Closer is closed when the machine has ended.
+	Folders func(context.Context) ([]Folder, error)
+
 	// Publish serves the guest's wishes to listen on the host for containers.
 	// Without it nothing is published.
 	Publish Publisher
@@ -68,6 +72,12 @@ type Options struct {
 	StartTimeout time.Duration
 	// Proxy is the host's own setting, for a machine whose configuration has none.
 	Proxy machine.Proxy
+}
+
+// Folder is one folder of the host that is lent to the guest.
+type Folder struct {
+	vm.Share
+	Names []string // on the host, Share.Path among them
 }
 
 // Image is what a driver boots.
@@ -122,6 +132,7 @@ type daemon struct {
 	console  *logfile.Log
 	keys     machine.Keys
 	network  Network
+	folders  []Folder
 	caps     vm.Caps
 	hello    *hello
 

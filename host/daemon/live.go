@@ -91,6 +91,7 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 	if d.network != nil {
 		cleanup = append(cleanup, func() { d.network.Close() })
 	}
+	cleanup = append(cleanup, d.closeFolders)
 	if err != nil {
 		return nil, cleanup, err
 	}
@@ -126,14 +127,18 @@ func (d *daemon) prepareHost(ctx context.Context) error {
 	}
 	err := d.phase(ctx, "cable", func() (err error) {
 		d.network, err = d.o.Network(ctx)
-		if err == nil {
-			d.lend(d.network.Guest())
-		}
 		return err
 	})
+	if err == nil && d.o.Folders != nil {
+		err = d.phase(ctx, "folders", func() (err error) {
+			d.folders, err = d.o.Folders(ctx)
+			return err
+		})
+	}
 	if err != nil {
 		return err
 	}
+	d.lend(d.network.Guest())
 	return d.phase(ctx, "hypervisor", func() (err error) {
 		d.caps, err = d.o.Driver.Probe(ctx)
 		return err
@@ -178,6 +183,7 @@ func (d *daemon) newMachine(ctx context.Context, image Image) (vm.Machine, error
 			{Path: d.o.Machine.DataDisk(), Serial: SerialData},
 		},
 		Network: d.network,
+		Shares:  d.shares(),
 		Console: d.console,
 		Reset: func() {
 			d.hello.reset()
@@ -252,6 +258,7 @@ func (d *daemon) lend(n wire.Network) {
 			{What: "dns", Detail: strings.Join(n.DNS, ", ") + " asks the host's resolvers"},
 			{What: "loopback", Detail: n.Host + " (host.docker.internal) is this host's 127.0.0.1; registries on localhost are reached"},
 		}
+		s.Lent = append(s.Lent, d.lentFolders()...)
 	})
 }
 
@@ -457,9 +464,10 @@ func (d *daemon) welcome(secret []byte, h wire.Hello) wire.Welcome {
 		Network:  network,
 		SSH:      wire.SSH{HostKey: d.keys.HostPEM, AuthorizedKey: d.keys.AuthorizedKey()},
 		Machine: wire.Machine{Name: d.o.Machine.Name, Version: d.o.Version, Driver: d.caps.Driver,
-			Acceleration: d.caps.Acceleration, Hypervisor: d.caps.Version},
+			Acceleration: d.caps.Acceleration, Hypervisor: d.caps.Version, DockerSocket: d.o.Machine.DockerAddress()},
 		Proxy:    guestProxy(d.o.Config.Proxy, d.o.Proxy, network.Host),
 		CABundle: bundle,
+		Shares:   d.welcomeShares(),
 	}
 }
 

@@ -1,0 +1,77 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/berthvm/berth/guest/wire"
+	"github.com/berthvm/berth/host/api"
+	"github.com/berthvm/berth/host/fakeguest"
+	"github.com/berthvm/berth/vm"
+)
+
+// folderServer answers nothing, and notes that it was closed.
+type folderServer struct{ closed atomic.Bool }
+
+func (*folderServer) HandleRequest(_, _ [][]byte) int { return 0 }
+func (*folderServer) Reset() error                    { return nil }
+func (s *folderServer) Close() error {
+	s.closed.Store(true)
+	return nil
+}
+
+func TestFolders(t *testing.T) {
+	var welcome wire.Welcome
+	b := newBench(t, fakeguest.Options{Welcome: func(w wire.Welcome) { welcome = w }})
+	server := &folderServer{}
+	b.Folders = func(context.Context) ([]Folder, error) {
+		return []Folder{{Share: vm.Share{Tag: "host0", Path: "/real", ReadOnly: true, Server: server}, Names: []string{"/real", "/link"}}}, nil
+	}
+	b.run(t)
+	s, _ := b.follow(t)
+	if s.State != api.Running {
+		t.Fatalf("%+v", s)
+	}
+	want := []wire.Share{{Tag: "host0", Path: "/real", ReadOnly: true}, {Tag: "host0", Path: "/link", ReadOnly: true}}
+	if len(welcome.Shares) != 2 || welcome.Shares[0] != want[0] || welcome.Shares[1] != want[1] {
+		t.Errorf("the guest was told %+v", welcome.Shares)
+	}
+	if welcome.Machine.DockerSocket != b.Machine.DockerAddress() {
+		t.Errorf("the guest was told of the socket %q", welcome.Machine.DockerSocket)
+	}
+	lent := false
+	for _, l := range s.Lent {
+		lent = lent || l == api.Lent{What: "folder", Detail: "/real to read"}
+	}
+	if !lent {
+		t.Errorf("the status lists %+v", s.Lent)
+	}
+	if server.closed.Load() {
+		t.Error("the folder was closed while the machine runs")
+	}
+	if _, err := b.client.Stop(t.Context(), patience); err != nil {
+		t.Fatal(err)
+	}
+	b.end(t)
+	if !server.closed.Load() {
+		t.Error("the folder was not closed")
+	}
+}
+
+func TestFoldersFail(t *testing.T) {
+	b := newBench(t, fakeguest.Options{})
+	server := &folderServer{}
+	b.Folders = func(context.Context) ([]Folder, error) {
+		return []Folder{{Share: vm.Share{Tag: "host0", Server: server}}}, errors.New("cannot share /gone: see default.yaml")
+	}
+	b.run(t)
+	if _, err := b.end(t); err == nil || !strings.Contains(err.Error(), "cannot share /gone") {
+		t.Errorf("the daemon ended with %v", err)
+	}
+	if !server.closed.Load() {
+		t.Error("the other folder was not closed")
+	}
+}
