@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -223,6 +224,36 @@ func TestLogsAndExec(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if len(lines) != 2 || !strings.HasSuffix(lines[1], "Z >two") {
 		t.Errorf("followed %q", out.String())
+	}
+}
+
+// TestClientThatLeaves: whoever was attached and went away holds nothing, though
+// the container runs on and prints nothing.
+func TestClientThatLeaves(t *testing.T) {
+	c, _, _ := server(t)
+	id := create(t, c, "left", nil, false, "sleep")
+	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	for _, stdin := range []bool{false, true} {
+		for _, half := range []bool{false, true} {
+			h, err := c.ContainerAttach(ctx, id, client.ContainerAttachOptions{Stream: true, Stdin: stdin, Stdout: true, Stderr: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if half {
+				h.CloseWrite()
+				time.Sleep(20 * time.Millisecond)
+			}
+			h.Close()
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			buf := make([]byte, 1<<16)
+			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+		}
 	}
 }
 

@@ -270,12 +270,16 @@ func (s *Server) containerAttach(c *call) error {
 		return err
 	}
 	a := engine.Attached{Stdout: c.flag("stdout"), Stderr: c.flag("stderr"), Stream: c.flag("stream"), Logs: c.flag("logs"), DetachKeys: keys}
-	return s.attached(c, &a, c.flag("stdin"), func() error { return s.cfg.Engine.Attach(c.Context(), c.vars["id"], a) })
+	return s.attached(c, &a, c.flag("stdin"), func(ctx context.Context) error {
+		return s.cfg.Engine.Attach(ctx, c.vars["id"], a)
+	})
 }
 
 // attached runs f, which attaches with a, and takes over the connection when a
 // begins.
-func (s *Server) attached(c *call, a *engine.Attached, stdin bool, f func() error) error {
+func (s *Server) attached(c *call, a *engine.Attached, stdin bool, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(c.Context())
+	defer cancel()
 	var conn *hijacked
 	// The connection is taken when f is sure to attach; its input is wanted at the
 	// same time. late bridges the two.
@@ -286,18 +290,21 @@ func (s *Server) attached(c *call, a *engine.Attached, stdin bool, f func() erro
 	a.Interrupt = func() { conn.interrupt() }
 	a.Begin = func(tty bool) (func(stdio.Stream, []byte) error, error) {
 		var err error
-		if conn, err = c.hijack(tty); err != nil {
+		if conn, err = c.hijack(tty, cancel); err != nil {
 			return nil, err
+		}
+		if !stdin {
+			conn.ignore()
 		}
 		late.r = conn
 		close(late.ready)
 		return output(conn, tty), nil
 	}
-	err := f()
+	err := f(ctx)
 	if conn == nil {
 		return err
 	}
-	if err != nil && c.Context().Err() == nil {
+	if err != nil && ctx.Err() == nil {
 		s.log.Debug("attach ended", "path", c.URL.Path, "error", err)
 	}
 	conn.finish()

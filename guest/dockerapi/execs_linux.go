@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 
@@ -62,7 +63,7 @@ func (s *Server) execStart(c *call) error {
 		return err
 	}
 	a := engine.Attached{DetachKeys: keys}
-	return s.attached(c, &a, true, func() error {
+	return s.attached(c, &a, state.Config.AttachStdin, func(ctx context.Context) error {
 		begin := a.Begin
 		var out func(stdio.Stream, []byte) error
 		a.Begin = func(tty bool) (func(stdio.Stream, []byte) error, error) {
@@ -70,7 +71,7 @@ func (s *Server) execStart(c *call) error {
 			out, err = begin(tty)
 			return out, err
 		}
-		err := s.cfg.Engine.ExecStart(c.Context(), id, req.ConsoleSize, a)
+		err := s.cfg.Engine.ExecStart(ctx, id, req.ConsoleSize, a)
 		if err != nil && out != nil {
 			// The status is sent: all that is left is the stream.
 			_ = out(stdio.Stdout, fmt.Appendf(nil, "%v\r\n", err))

@@ -3,16 +3,20 @@ package dockerapi
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types"
 	"github.com/moby/moby/api/types/jsonstream"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/engine/stdio"
 )
@@ -36,15 +40,59 @@ func (c *call) streamType(tty bool) string {
 type hijacked struct {
 	net.Conn
 	early []byte // what the client sent before
+	// gone is called when the client has left, which is more than having no more
+	// input. watch joins what looks out for that.
+	gone  func()
+	watch sync.WaitGroup
+	once  sync.Once
 }
 
+// Read reads the client's input. With its end, the client is watched.
 func (h *hijacked) Read(p []byte) (int, error) {
 	if len(h.early) > 0 {
 		n := copy(p, h.early)
 		h.early = h.early[n:]
 		return n, nil
 	}
-	return h.Conn.Read(p)
+	n, err := h.Conn.Read(p)
+	switch {
+	case errors.Is(err, io.EOF):
+		h.once.Do(func() { h.watch.Go(h.hangUp) })
+	case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
+		h.gone()
+	}
+	return n, err
+}
+
+// ignore reads and drops the input of a client from which none is wanted.
+func (h *hijacked) ignore() {
+	h.watch.Go(func() { _, _ = io.Copy(io.Discard, struct{ io.Reader }{h}) })
+}
+
+// hangUp waits in the poller until the client has closed its end altogether, or
+// the connection is interrupted.
+func (h *hijacked) hangUp() {
+	sc, ok := h.Conn.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	if raw.Read(func(fd uintptr) bool { return closedByPeer(int(fd)) }) == nil {
+		h.gone()
+	}
+}
+
+// closedByPeer says whether writing to a stream whose input has ended is in vain.
+func closedByPeer(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	if n, err := unix.Poll(p, 0); err == nil && n == 1 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0 {
+		return true
+	}
+	// A vsock stream has no hang-up, but refuses even an empty message.
+	return unix.Send(fd, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) == unix.EPIPE
 }
 
 // interrupt makes a Read return.
@@ -52,7 +100,7 @@ func (h *hijacked) interrupt() { _ = h.SetReadDeadline(time.Unix(1, 0)) }
 
 // hijack takes the connection. With an Upgrade the answer is 101, otherwise, as
 // old clients want it, 200.
-func (c *call) hijack(tty bool) (*hijacked, error) {
+func (c *call) hijack(tty bool, gone func()) (*hijacked, error) {
 	conn, rw, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("take over the connection: %w", err)
@@ -79,12 +127,14 @@ func (c *call) hijack(tty bool) (*hijacked, error) {
 		conn.Close()
 		return nil, errBegun
 	}
-	return &hijacked{conn, early}, nil
+	return &hijacked{Conn: conn, early: early, gone: gone}, nil
 }
 
 // finish ends a hijacked stream so that the client gets everything: its own end
 // is told first.
 func (h *hijacked) finish() {
+	h.interrupt()
+	h.watch.Wait()
 	if half, ok := h.Conn.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
 	}
