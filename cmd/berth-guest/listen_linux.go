@@ -22,11 +22,12 @@ import (
 
 // servers are the listeners and what serves them.
 type servers struct {
-	log    *slog.Logger
-	http   []*http.Server
-	wg     sync.WaitGroup
-	cancel context.CancelFunc // ends what is not HTTP
-	failed chan error
+	log     *slog.Logger
+	http    []*http.Server
+	closers []net.Listener
+	wg      sync.WaitGroup
+	cancel  context.CancelFunc // ends what is not HTTP
+	failed  chan error
 }
 
 // listen opens the ports. Nothing is accepted from anyone but the host.
@@ -60,6 +61,12 @@ func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers,
 		}
 		s.serve(hostOnly{l}, h)
 	}
+	portal, err := vsock.Listen(wire.PortPortal, nil)
+	if err != nil {
+		return nil, fmt.Errorf("listen on vsock port %d: %w", wire.PortPortal, err)
+	}
+	s.closers = append(s.closers, portal)
+	s.wg.Go(func() { _ = p.ports.Serve(hostOnly{portal}) })
 	return s, s.serveSSH(ctx, w)
 }
 
@@ -99,14 +106,25 @@ func (s *servers) serve(l net.Listener, h http.Handler) {
 // close ends all servers and their connections.
 func (s *servers) close() {
 	s.cancel()
+	for _, l := range s.closers {
+		_ = l.Close()
+	}
 	for _, srv := range s.http {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		_ = srv.Shutdown(ctx)
 		cancel()
 		_ = srv.Close()
 	}
-	s.wg.Wait()
+	ended := make(chan struct{})
+	go func() { s.wg.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(patience): // a published connection of a host that does not end it
+	}
 }
+
+// patience bounds the end of connections at shutdown: the machine must go down.
+const patience = time.Second
 
 // hostOnly accepts vsock connections of the host's.
 type hostOnly struct{ net.Listener }

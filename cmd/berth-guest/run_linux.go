@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -31,6 +32,7 @@ import (
 	"github.com/berthvm/berth/guest/image"
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/network"
+	"github.com/berthvm/berth/guest/publish"
 	"github.com/berthvm/berth/guest/volume"
 	"github.com/berthvm/berth/guest/wire"
 )
@@ -56,7 +58,8 @@ type parts struct {
 	volumes  *volume.Store
 	engine   *engine.Engine
 	images   *images.Service
-	builtin  chan struct{} // closed when the built-in images are loaded
+	ports    *publish.Publisher // nil natively
+	builtin  chan struct{}      // closed when the built-in images are loaded
 }
 
 // run serves until ctx ends, then stops the containers.
@@ -156,6 +159,9 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 		return p, err
 	}
 	servers := addresses(w.Network.DNS)
+	if !cfg.native {
+		p.ports = publish.New(w.Secret, nil, cfg.log)
+	}
 	var g errgroup.Group
 	g.Go(func() (err error) {
 		p.store, err = image.Open(ctx, imageOptions(cfg, w))
@@ -183,7 +189,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	host, _ := netip.ParseAddr(w.Network.Host)
 	p.engine, err = engine.Open(engine.Options{Log: cfg.log, Runtime: engine.Native{},
 		Images: engine.Store{Store: p.store, Builtin: p.builtin}, Networks: p.networks,
-		Volumes: p.volumes, Keeper: p.keeper, StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
+		Volumes: p.volumes, Keeper: p.keeper, Publisher: p.publisher(), StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
 		ExecPath: cfg.execPath, InitPath: initPath(cfg), CloneParent: !cfg.native, Hostname: w.Hostname,
 		Socket: cfg.socket(), HostSocket: w.Machine.DockerSocket, Folders: folders(cfg, w), DNS: servers, HostAlias: host, BootID: bootID()})
 	if err != nil {
@@ -234,6 +240,25 @@ func addresses(list []string) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// publisher asks the host to listen; natively there is no host.
+func (p *parts) publisher() engine.Publisher {
+	if p.ports == nil {
+		return nil
+	}
+	return publisher{p.ports}
+}
+
+type publisher struct{ *publish.Publisher }
+
+// Open implements engine.Publisher.
+func (p publisher) Open(ctx context.Context, proto, address string, target netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+	port, err := p.Publisher.Open(ctx, proto, address, target)
+	if err != nil {
+		return netip.AddrPort{}, nil, err
+	}
+	return port.Addr(), port, nil
 }
 
 // initPath is the program behind --init: PID 1's own, under another name. It is

@@ -45,6 +45,7 @@ type Container struct {
 	failures int  // restarts in a row, for on-failure's limit
 	halting  bool // the machine shuts down: no restarts
 	execs    map[string]*Exec
+	ports    []published
 }
 
 // run is a container's processes, from clone to exit.

@@ -364,6 +364,12 @@ func (e *Engine) check(o CreateOptions) (warnings []string, err error) {
 		warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
 		h.MemorySwappiness = nil
 	}
+	if _, err := wantedPorts(c, h); err != nil {
+		return nil, err
+	}
+	if h.NetworkMode.IsHost() && len(h.PortBindings) > 0 {
+		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	}
 	return warnings, e.checkNetworking(o)
 }
 

@@ -24,12 +24,13 @@ import (
 
 // Options configure Open. Log, Runtime, Images, Networks and Keeper are needed.
 type Options struct {
-	Log      *slog.Logger
-	Runtime  Runtime
-	Images   Images
-	Networks Networks
-	Volumes  Volumes // nil: containers cannot have volumes
-	Keeper   Keeper
+	Log       *slog.Logger
+	Runtime   Runtime
+	Images    Images
+	Networks  Networks
+	Volumes   Volumes // nil: containers cannot have volumes
+	Keeper    Keeper
+	Publisher Publisher // nil: ports are published inside the machine only
 
 	StateDir string // durable: containers and events
 	RunDir   string // on a tmpfs: mounts and processes

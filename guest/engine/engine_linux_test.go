@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	apinet "github.com/moby/moby/api/types/network"
 	"go.uber.org/goleak"
 
 	"github.com/berthvm/berth/guest/engine"
@@ -479,6 +481,47 @@ func TestEvents(t *testing.T) {
 	}
 	if s := strings.Join(got, " "); s != "create connect start disconnect die destroy" {
 		t.Errorf("events: %s", s)
+	}
+}
+
+func TestPublishedPorts(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	bind := func(port string, bindings ...apinet.PortBinding) *apicontainer.HostConfig {
+		return &apicontainer.HostConfig{PortBindings: apinet.PortMap{apinet.MustParsePort(port): bindings}}
+	}
+	id := create(t, e, "pub", bind("80/tcp", apinet.PortBinding{HostPort: "8080-8082"}, apinet.PortBinding{HostIP: netip.MustParseAddr("127.0.0.1")}), "sleep")
+	start(t, e, id)
+	want := "tcp 127.0.0.1:40000 tcp [::]:8081"
+	if got := strings.Join(w.Listeners(), " "); got != want {
+		t.Errorf("the host listens on %s, want %s", got, want)
+	}
+	i, err := e.Inspect(ctx, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := i.NetworkSettings.Ports[apinet.MustParsePort("80/tcp")]
+	if len(got) != 3 || got[0].HostPort != "40000" || got[1].HostPort != "8081" || got[2].HostIP != netip.IPv6Unspecified() {
+		t.Errorf("inspect shows %+v", got)
+	}
+	taken := create(t, e, "taken", bind("80/tcp", apinet.PortBinding{HostPort: "8080"}), "sleep")
+	if err := e.Start(ctx, taken); err == nil || !strings.Contains(err.Error(), "Bind for 0.0.0.0:8080 failed: port is already allocated") {
+		t.Errorf("a taken port: %v", err)
+	}
+	if got := strings.Join(w.Listeners(), " "); got != want {
+		t.Errorf("after a failure the host listens on %s", got)
+	}
+	e.Close()
+	w.DropListeners() // the engine's connections are gone with it
+	e = w.Engine()
+	if got := strings.Join(w.Listeners(), " "); got != want {
+		t.Errorf("after a crash the host listens on %s, want %s", got, want)
+	}
+	if err := e.Stop(ctx, id, engine.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Listeners(); len(got) > 0 {
+		t.Errorf("after the stop the host listens on %v", got)
 	}
 }
 

@@ -43,6 +43,9 @@ func (b *building) network(ctx context.Context) error {
 		}
 		e.networkEvent(ctx, "connect", name, c.id)
 	}
+	if err := b.publishPorts(ctx); err != nil {
+		return err
+	}
 	return e.writeNetFiles(c)
 }
 
@@ -101,6 +104,7 @@ func dnsNames(rec *record.Record, want *apinet.EndpointSettings) []string {
 }
 
 func (e *Engine) releaseNetwork(ctx context.Context, c *Container) {
+	e.closePorts(c)
 	for _, ep := range e.opts.Networks.Endpoints(c.id) {
 		e.networkEvent(ctx, "disconnect", ep.NetworkName, c.id)
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"syscall"
 
@@ -70,6 +71,9 @@ type Networks interface {
 	Release(ctx context.Context, containerID string) error
 	Rename(ctx context.Context, containerID, name string) error
 	Endpoints(containerID string) []network.Endpoint
+	Address(containerID string) (addr netip.Addr, ok bool)
+	Publish(ctx context.Context, containerID string, ports []network.Port) error
+	Ports(containerID string) []network.Port
 	Stats(containerID string) ([]network.Stats, error)
 	Restore(ctx context.Context, keep func(containerID string) bool) error
 }

@@ -204,6 +204,7 @@ func (c *Container) takeUp(key string, pid int) error {
 	if err := c.adopt(r, en); err != nil {
 		return err
 	}
+	c.e.publishAgain(c.e.ctx, c)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.rec.State.Status.Alive() { // the crash came between the start and its record

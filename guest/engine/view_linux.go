@@ -106,9 +106,7 @@ func (e *Engine) networkSettings(c *Container, want map[string]*apinet.EndpointS
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rec.State.Status.Alive() {
-		for p := range c.rec.Config.ExposedPorts {
-			s.Ports[p] = nil
-		}
+		s.Ports = c.portMap()
 	}
 	return s
 }
@@ -318,7 +316,7 @@ func (e *Engine) summary(c *Container) apicontainer.Summary {
 	s := apicontainer.Summary{
 		ID: c.id, Names: []string{"/" + rec.Name}, Image: rec.Config.Image, ImageID: rec.ImageID, Command: command(rec.Config),
 		ImageManifestDescriptor: rec.Manifest,
-		Created:                 rec.Created.Unix(), Ports: ports(rec), Labels: maps.Clone(rec.Config.Labels),
+		Created:                 rec.Created.Unix(), Ports: c.portList(), Labels: maps.Clone(rec.Config.Labels),
 		State: st.Status.API(), Status: statusText(st), Mounts: mountPoints(rec),
 		Health: &apicontainer.HealthSummary{Status: apicontainer.NoHealthcheck},
 	}
@@ -346,22 +344,6 @@ func command(cfg *apicontainer.Config) string {
 		parts = append(parts, a)
 	}
 	return strings.Join(parts, " ")
-}
-
-// ports lists the exposed and the published ports. What is published without a
-// port of the host's gets its number when it is listened on.
-func ports(rec *record.Record) []apicontainer.PortSummary {
-	out := []apicontainer.PortSummary{}
-	if !rec.State.Status.Alive() {
-		return out
-	}
-	for p := range rec.Config.ExposedPorts {
-		if len(rec.HostConfig.PortBindings[p]) == 0 {
-			out = append(out, apicontainer.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
-		}
-	}
-	slices.SortFunc(out, func(a, b apicontainer.PortSummary) int { return int(a.PrivatePort) - int(b.PrivatePort) })
-	return out
 }
 
 // statusText is the STATUS column of docker ps.

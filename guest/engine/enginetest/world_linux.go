@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -45,6 +47,8 @@ type World struct {
 	rootfs  map[string]bool
 	mounted map[string]bool
 	nets    map[string][]network.Endpoint
+	ports   map[string][]network.Port
+	host    map[string]bool   // what the host listens on
 	binds   map[string]string // what was bound last, by destination
 	nextPID int
 	boot    int
@@ -71,6 +75,7 @@ func (w *World) Reboot() {
 	}
 	w.entries, w.tasks = map[string]keeper.Entry{}, map[string]*task{}
 	w.mounted, w.nets = map[string]bool{}, map[string][]network.Endpoint{}
+	w.ports, w.host = map[string][]network.Port{}, map[string]bool{}
 	w.exits = nil
 	w.boot++
 }
@@ -84,7 +89,7 @@ func (w *World) Engine() *engine.Engine {
 	boot := w.boot
 	w.mu.Unlock()
 	e, err := engine.Open(engine.Options{Log: slog.New(slog.DiscardHandler), Runtime: runtime{w}, Images: images{w}, Networks: networks{w},
-		Keeper: keep{w}, StateDir: w.Dir + "/state", RunDir: fmt.Sprintf("%s/run%d", w.Dir, boot), Hostname: "machine",
+		Keeper: keep{w}, Publisher: publisher{w}, StateDir: w.Dir + "/state", RunDir: fmt.Sprintf("%s/run%d", w.Dir, boot), Hostname: "machine",
 		Socket: "/machine/docker.sock", HostSocket: "/home/u/.berth/docker.sock", Folders: w.Folders, BootID: strconv.Itoa(boot), ShutdownTimeout: 5 * time.Second})
 	if err != nil {
 		w.T.Fatal(err)
@@ -112,6 +117,9 @@ func (w *World) Leftovers() []string {
 	}
 	for k := range w.mounted {
 		left = append(left, "mount "+k)
+	}
+	for k := range w.host {
+		left = append(left, "listener "+k)
 	}
 	for k := range w.nets {
 		left = append(left, "network "+k)
@@ -264,6 +272,50 @@ func (w *World) exited(key string, pid int, s syscall.WaitStatus) {
 	if w.exits != nil {
 		w.exits <- keeper.Exit{Key: key, Process: p}
 	}
+}
+
+// publisher is the host: 8080 is taken, and it chooses 40000.
+type publisher struct{ w *World }
+
+type listener struct {
+	w  *World
+	at string
+}
+
+func (l listener) Close() error {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	delete(l.w.host, l.at)
+	return nil
+}
+
+func (p publisher) Open(_ context.Context, proto, address string, _ netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+	at := netip.MustParseAddrPort(address)
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), 40000)
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	key := proto + " " + at.String()
+	if at.Port() == 8080 || p.w.host[key] {
+		return at, nil, fmt.Errorf("Bind for %s failed: port is already allocated", at)
+	}
+	p.w.host[key] = true
+	return at, listener{p.w, key}, nil
+}
+
+// Listeners is what the host listens on.
+func (w *World) Listeners() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Sorted(maps.Keys(w.host))
+}
+
+// DropListeners plays what the host does when the engine's connections end.
+func (w *World) DropListeners() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.host)
 }
 
 type runtime struct{ w *World }
@@ -485,7 +537,25 @@ func (n networks) Release(_ context.Context, id string) error {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
 	delete(n.w.nets, id)
+	delete(n.w.ports, id)
 	return nil
+}
+
+func (n networks) Address(id string) (netip.Addr, bool) {
+	return netip.MustParseAddr("172.17.0.2"), len(n.Endpoints(id)) > 0
+}
+
+func (n networks) Publish(_ context.Context, id string, ports []network.Port) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.ports[id] = ports
+	return nil
+}
+
+func (n networks) Ports(id string) []network.Port {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	return n.w.ports[id]
 }
 
 func (n networks) Rename(context.Context, string, string) error { return nil }

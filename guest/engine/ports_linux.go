@@ -1,0 +1,252 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	apicontainer "github.com/moby/moby/api/types/container"
+	apinet "github.com/moby/moby/api/types/network"
+
+	"github.com/berthvm/berth/guest/network"
+)
+
+// Publisher listens on the host for containers.
+type Publisher interface {
+	// Open listens on an address of the host's, whose port may be 0, for
+	// connections to target, and returns where it does. It listens until the
+	// Closer is closed. proto is "tcp" or "udp".
+	Open(ctx context.Context, proto, address string, target netip.AddrPort) (netip.AddrPort, io.Closer, error)
+}
+
+// published is one port of a container's that is reached on the host.
+type published struct {
+	port   apinet.Port
+	hostIP netip.Addr // invalid: all addresses
+	host   uint16
+	close  io.Closer // nil: inside the machine only
+}
+
+// wantedPort is one binding that the user asked for.
+type wantedPort struct {
+	port        apinet.Port
+	hostIP      netip.Addr
+	first, last uint16 // on the host; 0: any
+}
+
+// wantedPorts returns what is to be published, in a fixed order.
+func wantedPorts(cfg *apicontainer.Config, h *apicontainer.HostConfig) ([]wantedPort, error) {
+	var out []wantedPort
+	for port, bindings := range h.PortBindings {
+		if !port.IsValid() || port.Num() == 0 {
+			return nil, invalid("invalid port specification: %q", port.String())
+		}
+		switch port.Proto() {
+		case apinet.TCP, apinet.UDP:
+		default:
+			return nil, invalid("cannot publish %s: only tcp and udp are forwarded from the host", port)
+		}
+		for _, b := range bindings {
+			w := wantedPort{port: port, hostIP: b.HostIP}
+			if w.hostIP.IsUnspecified() {
+				w.hostIP = netip.Addr{}
+			}
+			if b.HostPort != "" {
+				r, err := apinet.ParsePortRange(b.HostPort)
+				if err != nil {
+					return nil, invalid("invalid port specification: %q", b.HostPort)
+				}
+				w.first, w.last = r.Start(), r.End()
+			}
+			out = append(out, w)
+		}
+	}
+	if h.PublishAllPorts {
+		for port := range cfg.ExposedPorts {
+			if len(h.PortBindings[port]) == 0 {
+				out = append(out, wantedPort{port: port})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b wantedPort) int {
+		return cmp.Or(cmp.Compare(a.port.Num(), b.port.Num()), cmp.Compare(a.port.Proto(), b.port.Proto()), cmp.Compare(a.first, b.first))
+	})
+	return out, nil
+}
+
+// publishPorts publishes the container's ports, on the host and in the machine.
+// It is all or nothing.
+func (b *building) publishPorts(ctx context.Context) error {
+	c, e := b.c, b.e
+	want, err := wantedPorts(c.rec.Config, c.rec.HostConfig)
+	if err != nil || len(want) == 0 {
+		return err
+	}
+	addr, ok := e.opts.Networks.Address(c.id)
+	if !ok {
+		return nil // no network to publish from: docker ignores it too
+	}
+	for _, w := range want {
+		p, err := e.publishPort(ctx, w, addr)
+		if err != nil {
+			e.closePorts(c)
+			return fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s: %w",
+				c.rec.Name, err)
+		}
+		c.mu.Lock()
+		c.ports = append(c.ports, p)
+		c.mu.Unlock()
+	}
+	if err := e.opts.Networks.Publish(ctx, c.id, c.inMachine()); err != nil {
+		e.closePorts(c)
+		return err
+	}
+	return nil
+}
+
+// inMachine is what the machine itself forwards.
+func (c *Container) inMachine() []network.Port {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []network.Port
+	for _, p := range c.ports {
+		out = append(out, network.Port{Proto: string(p.port.Proto()), HostIP: p.hostIP, HostPort: p.host, ContainerPort: p.port.Num()})
+	}
+	return out
+}
+
+// publishPort listens for one binding, on the first port of its range that is
+// free.
+func (e *Engine) publishPort(ctx context.Context, w wantedPort, addr netip.Addr) (published, error) {
+	p := published{port: w.port, hostIP: w.hostIP}
+	target := netip.AddrPortFrom(addr, w.port.Num())
+	if e.opts.Publisher == nil {
+		p.host = max(w.first, 1)
+		return p, nil
+	}
+	var failed error
+	for n := int(w.first); n <= int(w.last); n++ {
+		at, closer, err := e.listen(ctx, string(w.port.Proto()), w.hostIP, uint16(n), target)
+		if err == nil {
+			p.host, p.close = at.Port(), closer
+			return p, nil
+		}
+		failed = err
+		if !strings.Contains(err.Error(), allocated) {
+			break
+		}
+	}
+	return p, failed
+}
+
+// allocated is in the error of a port that somebody else has.
+const allocated = "port is already allocated"
+
+// listen opens one listener. For all addresses it is the IPv6 one, which takes
+// IPv4 too, unless the host has no IPv6.
+func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port uint16, target netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+	if ip.IsValid() {
+		return e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(ip, port).String(), target)
+	}
+	at, closer, err := e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(netip.IPv6Unspecified(), port).String(), target)
+	if err == nil {
+		return at, closer, nil
+	}
+	if strings.Contains(err.Error(), allocated) {
+		return at, nil, fmt.Errorf("Bind for 0.0.0.0:%d failed: %s", port, allocated) //nolint:staticcheck // docker's words
+	}
+	return e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(netip.IPv4Unspecified(), port).String(), target)
+}
+
+// closePorts takes everything back that is published for a container. What the
+// machine forwards goes with the container's network.
+func (e *Engine) closePorts(c *Container) {
+	c.mu.Lock()
+	ports := c.ports
+	c.ports = nil
+	c.mu.Unlock()
+	for _, p := range ports {
+		if p.close != nil {
+			_ = p.close.Close()
+		}
+	}
+}
+
+// publishAgain publishes the ports of a container that ran on without an engine:
+// the host listens only as long as the engine lives.
+func (e *Engine) publishAgain(ctx context.Context, c *Container) {
+	addr, ok := e.opts.Networks.Address(c.id)
+	if !ok {
+		return
+	}
+	for _, was := range e.opts.Networks.Ports(c.id) {
+		port, ok := apinet.PortFrom(was.ContainerPort, apinet.IPProtocol(was.Proto))
+		if !ok {
+			continue
+		}
+		w := wantedPort{port: port, hostIP: was.HostIP, first: was.HostPort, last: was.HostPort}
+		p, err := e.publishPort(ctx, w, addr)
+		// The host may not have noticed yet that the former engine is gone.
+		for try := 0; try < 10 && err != nil && strings.Contains(err.Error(), allocated) && sleep(ctx, 50*time.Millisecond); try++ {
+			p, err = e.publishPort(ctx, w, addr)
+		}
+		if err != nil {
+			e.log.Error("a port is no longer published", "container", c.id, "port", port.String(), "error", err)
+			continue
+		}
+		c.mu.Lock()
+		c.ports = append(c.ports, p)
+		c.mu.Unlock()
+	}
+}
+
+// portMap is what inspect shows. The caller holds mu.
+func (c *Container) portMap() apinet.PortMap {
+	out := apinet.PortMap{}
+	for p := range c.rec.Config.ExposedPorts {
+		out[p] = nil
+	}
+	for _, p := range c.ports {
+		for _, ip := range p.addresses() {
+			out[p.port] = append(out[p.port], apinet.PortBinding{HostIP: ip, HostPort: strconv.Itoa(int(p.host))})
+		}
+	}
+	return out
+}
+
+func (p published) addresses() []netip.Addr {
+	if p.hostIP.IsValid() {
+		return []netip.Addr{p.hostIP}
+	}
+	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+}
+
+// portList is what a list shows. The caller holds mu.
+func (c *Container) portList() []apicontainer.PortSummary {
+	out := []apicontainer.PortSummary{}
+	if !c.rec.State.Status.Alive() {
+		return out
+	}
+	known := map[apinet.Port]bool{}
+	for _, p := range c.ports {
+		known[p.port] = true
+		for _, ip := range p.addresses() {
+			out = append(out, apicontainer.PortSummary{IP: ip, PrivatePort: p.port.Num(), PublicPort: p.host, Type: string(p.port.Proto())})
+		}
+	}
+	for p := range c.rec.Config.ExposedPorts {
+		if !known[p] {
+			out = append(out, apicontainer.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
+		}
+	}
+	slices.SortFunc(out, func(a, b apicontainer.PortSummary) int {
+		return cmp.Or(cmp.Compare(a.PrivatePort, b.PrivatePort), a.IP.Compare(b.IP), cmp.Compare(a.PublicPort, b.PublicPort))
+	})
+	return out
+}
