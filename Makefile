@@ -87,7 +87,7 @@ bin/tools/docker: scripts/docker
 
 .PHONY: bench
 bench: build docker ## the figures Berth promises, each as a ratio within one run
-	@BERTH_VM=1 go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./host/e2e
+	@BERTH_VM=1 go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x -p 1 ./vm/qemu ./host/e2e
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

@@ -59,7 +59,7 @@ func (n echoNet) ServeStream(ctx context.Context, conn net.Conn) error {
 
 // realMachine boots the suite's guest and returns the machine, and what gives
 // orders to the guest.
-func realMachine(t *testing.T, d *Driver, cfg vm.Config) (*machine, func(string) string) {
+func realMachine(t testing.TB, d *Driver, cfg vm.Config) (*machine, func(string) string) {
 	t.Helper()
 	vmm, err := d.New(t.Context(), cfg, t.TempDir())
 	if err != nil {
@@ -88,7 +88,7 @@ func realMachine(t *testing.T, d *Driver, cfg vm.Config) (*machine, func(string)
 }
 
 // tell gives the guest an order and returns its answer.
-func tell(t *testing.T, m vm.Machine, order string) (string, error) {
+func tell(t testing.TB, m vm.Machine, order string) (string, error) {
 	c, err := m.Dial(t.Context(), testguest.PortOrder)
 	if err != nil {
 		return "", err

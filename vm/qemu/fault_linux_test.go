@@ -145,7 +145,7 @@ func standInMachine(t *testing.T, mode string, cfg vm.Config) *machine {
 	return m.(*machine)
 }
 
-func start(t *testing.T, m vm.Machine) {
+func start(t testing.TB, m vm.Machine) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

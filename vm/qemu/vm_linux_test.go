@@ -16,7 +16,7 @@ import (
 )
 
 // needVM skips tests that boot machines, unless they are asked for.
-func needVM(t *testing.T) {
+func needVM(t testing.TB) {
 	t.Helper()
 	if os.Getenv("BERTH_VM") == "" {
 		t.Skip("boots machines: set BERTH_VM=1")
@@ -34,7 +34,7 @@ var guestModules = []string{
 }
 
 // guestConfig builds the suite's guest and returns a machine that boots it.
-func guestConfig(t *testing.T) vm.Config {
+func guestConfig(t testing.TB) vm.Config {
 	t.Helper()
 	needVM(t)
 	kernel := guestKernel(t)
@@ -99,7 +99,7 @@ func pad(w *bytes.Buffer) {
 
 // guestKernel returns the directory in which scripts/invm keeps its kernel and
 // modules, and has it filled when it is empty.
-func guestKernel(t *testing.T) string {
+func guestKernel(t testing.TB) string {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
