@@ -111,29 +111,31 @@ type request struct {
 // pump starts the requests that the guest has queued, as far as there is room.
 // The caller holds mu.
 func (d *Device) pump(q *vhostuser.Queue) {
-	if !q.Begin() {
-		return
-	}
-	defer q.End()
-	for {
-		for q.Available() {
-			if d.inFlight >= maxInFlight || d.memory >= maxMemory {
-				d.wait(q)
-				return
-			}
-			r := &request{session: d.session, queue: q}
-			if !q.Pop(&r.chain) {
-				break
-			}
-			d.start(r)
-		}
-		if q.Err() != nil || !q.EnableKicks() {
-			break
+	for more := true; more && q.Begin(); {
+		more = d.batch(q)
+		err := q.Err()
+		q.End() // in between, so that a guest that never stops offering cannot hold up the transport
+		if err != nil {
+			d.log.Warn("the guest broke a shared folder's ring", "tag", d.tag, "error", err)
 		}
 	}
-	if err := q.Err(); err != nil {
-		d.log.Warn("the guest broke a shared folder's ring", "tag", d.tag, "error", err)
+}
+
+// batch starts some requests and says whether there are more. The caller holds mu
+// and the queue.
+func (d *Device) batch(q *vhostuser.Queue) (more bool) {
+	for q.Available() {
+		if d.inFlight >= maxInFlight || d.memory >= maxMemory {
+			d.wait(q)
+			return false
+		}
+		r := &request{session: d.session, queue: q}
+		if !q.Pop(&r.chain) {
+			return false
+		}
+		d.start(r)
 	}
+	return q.Err() == nil && q.EnableKicks()
 }
 
 func (d *Device) wait(q *vhostuser.Queue) {
