@@ -60,6 +60,9 @@ type Config struct {
 
 	// ExecPath is the program berth-exec: "/usr/lib/berth/berth-exec" by default.
 	ExecPath string
+	// Pool, if set, may have a process ready that has begun already. Where it has,
+	// the container's cgroup gets another name than CgroupPath's last element.
+	Pool *Pool
 	// CloneParent makes the container's process a child of the caller's parent,
 	// which reaps it. Wait cannot be used then.
 	CloneParent bool

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -60,25 +61,46 @@ func (c *conn) interruptible(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = c.f.SetDeadline(time.Unix(1, 0)) })
 }
 
-// sendOrder sends o in parts.
-func (c *conn) sendOrder(o *order.Order) error {
+// sendOrder sends o in parts, with files along the first.
+func (c *conn) sendOrder(o *order.Order, files []*os.File) error {
+	if len(files) > order.MaxFiles {
+		return badf("%d files for one process: at most %d can be passed", len(files), order.MaxFiles)
+	}
 	buf := order.Encode(make([]byte, 1, 16<<10), o)
 	if len(buf)-1 > order.MaxSize {
 		return badf("the specification is too large: %d bytes", len(buf)-1)
 	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	rights := unix.UnixRights(fds...)
 	for {
 		n := min(len(buf), 1+order.ChunkSize)
 		if buf[0] = order.More; n == len(buf) {
 			buf[0] = order.Last
 		}
-		if _, err := c.f.Write(buf[:n]); err != nil {
+		if err := c.send(buf[:n], rights); err != nil {
 			return err
 		}
 		if n == len(buf) {
+			runtime.KeepAlive(files)
 			return nil
 		}
-		buf = buf[n-1:] // one byte back, for the flag: it was sent already
+		buf, rights = buf[n-1:], nil // one byte back, for the flag: it was sent already
 	}
+}
+
+func (c *conn) send(b, rights []byte) error {
+	var err error
+	werr := c.rc.Write(func(fd uintptr) bool {
+		err = unix.Sendmsg(int(fd), b, rights, nil, unix.MSG_NOSIGNAL)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	if werr != nil {
+		return werr
+	}
+	return err
 }
 
 func (c *conn) proceed() error {

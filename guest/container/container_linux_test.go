@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -103,15 +104,23 @@ func TestInside(t *testing.T) {
 		{"shared propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "shared" }, "grep -c 'shared:' /proc/self/mountinfo | grep -v '^0$' >/dev/null && echo shared", "shared"},
 		{"slave propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rslave" }, "grep -c 'shared:' /proc/self/mountinfo || true", "0"},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			spec := testSpec(root)
-			if test.edit != nil {
-				test.edit(spec)
-			}
-			if got := sh(t, spec, test.script); got != test.want {
-				t.Errorf("got\n%s\nwant\n%s", got, test.want)
-			}
-		})
+		for _, warm := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/warm=%v", test.name, warm), func(t *testing.T) {
+				spec := testSpec(root)
+				if test.edit != nil {
+					test.edit(spec)
+				}
+				spec.Process.Args = []string{"/bin/sh", "-c", test.script}
+				cfg := testConfig(t, spec)
+				if warm {
+					cfg.Pool = filledPool(t, cfg)
+				}
+				out, ws := run(t, cfg)
+				if got := strings.TrimSpace(out); got != test.want || ws != 0 {
+					t.Errorf("status %#x, got\n%s\nwant\n%s", ws, got, test.want)
+				}
+			})
+		}
 	}
 }
 
@@ -151,8 +160,6 @@ func TestHostileImage(t *testing.T) {
 		{"link loop", link("loop", "loop"), func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/loop/x", Type: "tmpfs"})
 		}, true},
-		{"working directory in the runtime's descriptors", link("/proc/self/fd/7", "work"), func(s *specs.Spec) { s.Process.Cwd = "/work" }, true},
-		{"working directory on the old root", nil, func(s *specs.Spec) { s.Process.Cwd = "/proc/self/fd/8" }, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := rootfs(t)
@@ -180,6 +187,43 @@ func TestHostileImage(t *testing.T) {
 				nothingLeft(t, cfg)
 			}
 		})
+	}
+}
+
+// TestDescriptorDirectory takes a working directory from among the first process's
+// own descriptors (CVE-2024-21626): either none is there, or it lies inside.
+func TestDescriptorDirectory(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	if err := os.WriteFile(filepath.Join(root, "inside"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	script := "/bin/ls ../../../../../../../inside"
+	for fd := range 40 {
+		for _, warm := range []bool{false, true} {
+			spec := testSpec(root, "/bin/sh", "-c", script)
+			spec.Process.Cwd = "/proc/self/fd/" + strconv.Itoa(fd)
+			cfg := testConfig(t, spec)
+			cfg.ID = fmt.Sprintf("c%d-%v", fd, warm)
+			cfg.CgroupPath += cfg.ID
+			if warm && fd > 30 {
+				continue
+			}
+			if warm {
+				cfg.Pool = filledPool(t, cfg)
+			}
+			b, err := create(t, cfg)
+			if err != nil {
+				continue
+			}
+			if err := b.Start(testContext(t)); err != nil {
+				t.Fatal(err)
+			}
+			if ws, err := b.Wait(testContext(t)); err != nil || ws != 0 {
+				<-b.reader
+				t.Errorf("descriptor %d leads outside: %v %s", fd, err, b.out)
+			}
+		}
 	}
 }
 
@@ -495,13 +539,20 @@ func TestTerminal(t *testing.T) {
 // TestCallersTerminal uses a terminal made outside.
 func TestCallersTerminal(t *testing.T) {
 	needRoot(t)
-	master, slave := openPTY(t)
-	spec := testSpec(rootfs(t), "sh", "-c", "tty; test -c /dev/console && echo console; exec sleep 1000")
-	spec.Process.Terminal = true
-	cfg := testConfig(t, spec)
-	cfg.TTY = slave
-	start(t, cfg)
-	expect(t, master, "/dev/console\r\nconsole\r\n")
+	for _, warm := range []bool{false, true} {
+		master, slave := openPTY(t)
+		spec := testSpec(rootfs(t), "sh", "-c", "tty; test -c /dev/console && echo console; exec sleep 1000")
+		spec.Process.Terminal = true
+		cfg := testConfig(t, spec)
+		cfg.ID = fmt.Sprintf("warm-%v", warm)
+		cfg.CgroupPath += cfg.ID
+		cfg.TTY = slave
+		if warm {
+			cfg.Pool = filledPool(t, cfg)
+		}
+		start(t, cfg)
+		expect(t, master, "/dev/console\r\nconsole\r\n")
+	}
 }
 
 func openPTY(t *testing.T) (master, slave *os.File) {
@@ -523,6 +574,106 @@ func openPTY(t *testing.T) (master, slave *os.File) {
 	}
 	t.Cleanup(func() { master.Close(); slave.Close() })
 	return master, slave
+}
+
+// filledPool makes a pool with a process for cfg.
+func filledPool(t testing.TB, cfg Config) *Pool {
+	t.Helper()
+	if cfg.CgroupPath == "" {
+		t.Skip("needs a cgroup v2")
+	}
+	p, err := NewPool(PoolConfig{Parent: filepath.Dir(cfg.CgroupPath), ExecPath: cfg.ExecPath, Delay: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	p.fill()
+	if p.ready == nil {
+		t.Fatal("the pool did not begin a process")
+	}
+	return p
+}
+
+func TestPool(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	cfg := testConfig(t, testSpec(root, "sh", "-c", "cat /proc/self/mountinfo; hostname"))
+	p := filledPool(t, cfg)
+	cfg.Pool = p
+	pid := p.ready.pid
+	b := start(t, cfg)
+	if b.PID() != pid || p.ready != nil {
+		t.Errorf("process %d was not used, but %d", pid, b.PID())
+	}
+	if _, err := b.Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	<-b.reader
+	if out := b.out.String(); !strings.HasSuffix(out, "box\n") || strings.Contains(out, "/rootfs") {
+		t.Errorf("%s", out)
+	}
+
+	// A process that was killed is replaced by one that is cloned for the purpose.
+	p.fill()
+	if err := unix.Kill(p.ready.pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if exited(p.ready.pidfd) {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	cfg.ID = "c2"
+	out, ws := run(t, cfg)
+	if ws != 0 || !strings.HasSuffix(out, "box\n") {
+		t.Errorf("%#x %s", ws, out)
+	}
+
+	// What does not fit leaves it alone.
+	p.fill()
+	spec := testSpec(root, "true")
+	spec.Linux.Namespaces = spec.Linux.Namespaces[:4]
+	cfg.ID, cfg.Spec = "c3", spec
+	run(t, cfg)
+	if p.ready == nil {
+		t.Error("the process was used for a container it does not fit")
+	}
+
+	// A failed creation ends the process it used and leaves nothing.
+	cfg.ID, cfg.Spec = "c4", testSpec(root, "missing")
+	cfg.StateDir += "-failed"
+	cfg.CgroupPath += "-failed"
+	used := p.ready.group
+	if _, err := create(t, cfg); !errors.Is(err, ErrProgram) {
+		t.Errorf("error %v", err)
+	}
+	if used.Exists() {
+		t.Error("its cgroup is left")
+	}
+	nothingLeft(t, cfg)
+
+	// Refill works by itself, and Close ends what it has begun.
+	q, err := NewPool(PoolConfig{Parent: filepath.Dir(cfg.CgroupPath), ExecPath: cfg.ExecPath, Delay: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Refill()
+	q.Refill()
+	q.filler.Wait()
+	last := q.ready
+	if last == nil {
+		t.Fatal("nothing was begun")
+	}
+	last2 := last.pidfd
+	q.Close()
+	q.Refill()
+	if !exited(last2) && last.group.Exists() {
+		t.Error("the process or its cgroup is left")
+	}
+	var none *Pool
+	none.Refill()
+	none.Close()
 }
 
 func expect(t *testing.T, f *os.File, want string) {

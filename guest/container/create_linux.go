@@ -64,10 +64,15 @@ func (p *plan) create(ctx context.Context) (*Container, error) {
 	if err := p.makeDir(c, undo); err != nil {
 		return nil, err
 	}
+	tidy.add(p.cfg.Pool.Refill)
+	if p.warm = p.cfg.Pool.take(p); p.warm != nil {
+		undo.add(p.warm.discard)
+		c.group = p.warm.group
+	}
 	l := &launch{
 		order: &p.order, execPath: p.cfg.ExecPath, started: p.cfg.Started, console: p.cfg.Console,
 		stdin: p.cfg.Stdin, stdout: p.cfg.Stdout, stderr: p.cfg.Stderr, extra: p.cfg.ExtraFiles, tty: p.cfg.TTY,
-		command: fork.Command{Flags: p.flags, Sibling: p.cfg.CloneParent},
+		command: fork.Command{Flags: p.flags, Sibling: p.cfg.CloneParent}, warm: p.warm,
 	}
 	if err := p.makeGroup(c, l, undo, tidy); err != nil {
 		return nil, err
@@ -90,15 +95,15 @@ func (p *plan) create(ctx context.Context) (*Container, error) {
 	l.hooks = func(int) error { return p.outerHooks(ctx, c) }
 	l.ready = func(int) error { return p.ready(c) }
 
-	_, pidfd, conn, err := l.run(ctx)
+	proc, err := l.run(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c.pidfd = pidfd
+	c.pidfd = proc.pidfd
 	if p.cfg.Detached {
-		conn.close()
+		proc.conn.close()
 	} else {
-		c.start = conn
+		c.start = proc.conn
 	}
 	undo.release()
 	return c, nil
@@ -126,7 +131,12 @@ func (p *plan) makeGroup(c *Container, l *launch, undo, tidy *cleanup) error {
 	if r == nil {
 		r = &specs.LinuxResources{}
 	}
-	g, err := cgroup.Create(p.group.Path(), r)
+	g, err := c.group, error(nil)
+	if p.warm != nil {
+		err = g.Require(r)
+	} else {
+		g, err = cgroup.Create(p.group.Path(), r)
+	}
 	if err != nil {
 		return err
 	}
@@ -166,12 +176,16 @@ func (p *plan) openNamespaces(l *launch, tidy *cleanup) error {
 		if err != nil || kind != want {
 			return badf("linux.namespaces: %s: %s is not a %s namespace", ns.Type, ns.Path, ns.Type)
 		}
-		join := fork.Namespace{File: f, Type: want}
-		if ns.Type == specs.UserNamespace {
-			user = &join
+		enter := fork.Namespace{File: f, Type: want}
+		if p.warm != nil {
+			l.joins = append(l.joins, join{f, want})
 			continue
 		}
-		l.command.Join = append(l.command.Join, join)
+		if ns.Type == specs.UserNamespace {
+			user = &enter
+			continue
+		}
+		l.command.Join = append(l.command.Join, enter)
 	}
 	if user != nil {
 		l.command.Join = append(l.command.Join, *user)
@@ -179,22 +193,44 @@ func (p *plan) openNamespaces(l *launch, tidy *cleanup) error {
 	return nil
 }
 
-// openTrees opens the bind sources that the first process could not reach or map
-// from inside its user namespace.
+// openTrees opens what the first process cannot open by itself.
 func (p *plan) openTrees(l *launch, tidy *cleanup) error {
-	for _, t := range p.trees {
-		f, err := openTree(t)
+	for _, b := range p.binds {
+		if !b.needsTree && p.warm == nil {
+			continue
+		}
+		f, err := openTree(b, p.order.ShareRoot)
 		if err != nil {
-			return badf("mounts[%d]: %s: %w", t.mount, t.source, err)
+			return badf("mounts[%d]: %s: %w", b.mount, b.source, err)
 		}
 		tidy.add(func() { f.Close() })
 		l.trees = append(l.trees, f)
-		l.treeOf = append(l.treeOf, t.mount)
+		l.treeOf = append(l.treeOf, b.mount)
 	}
+	if l.tty != nil && l.order.Process.Terminal {
+		f, err := openTree(bind{source: "/proc/self/fd/" + strconv.Itoa(int(l.tty.Fd()))}, true)
+		if err != nil {
+			return fmt.Errorf("clone the terminal for /dev/console: %w", err)
+		}
+		tidy.add(func() { f.Close() })
+		l.ttyTree = f
+	}
+	if p.warm == nil {
+		return nil
+	}
+	l.order.NewNet = p.flags&unix.CLONE_NEWNET != 0
+	f, err := openTree(bind{source: p.order.Rootfs, recursive: true}, false)
+	if err != nil {
+		return badf("root.path: %s: %w", p.order.Rootfs, err)
+	}
+	tidy.add(func() { f.Close() })
+	l.rootTree = f
 	return nil
 }
 
-func openTree(t treeRequest) (*os.File, error) {
+// openTree clones the mounts at t.source. Unless shared, what happens in them
+// does not come back here: they are slaves of the original.
+func openTree(t bind, shared bool) (*os.File, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if t.recursive {
 		flags |= unix.AT_RECURSIVE
@@ -204,6 +240,13 @@ func openTree(t treeRequest) (*os.File, error) {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), t.source)
+	if !shared {
+		attr := &unix.MountAttr{Propagation: unix.MS_SLAVE}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
 	if len(t.uids) == 0 {
 		return f, nil
 	}

@@ -68,18 +68,18 @@ func (c *Container) exec(ctx context.Context, cfg *ExecConfig) (*Process, error)
 	if err := c.enterGroup(l, cfg.Cgroup, tidy); err != nil {
 		return nil, err
 	}
-	pid, pidfd, conn, err := l.run(ctx)
+	proc, err := l.run(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.close()
-	stop := conn.interruptible(ctx)
+	defer proc.conn.close()
+	stop := proc.conn.interruptible(ctx)
 	defer stop()
-	if err := awaitExec(conn, pidfd); err != nil {
-		kill(pid, pidfd, cfg.CloneParent)
+	if err := awaitExec(proc.conn, proc.pidfd); err != nil {
+		kill(proc.pid, proc.pidfd, cfg.CloneParent)
 		return nil, err
 	}
-	return &Process{pid, pidfd}, nil
+	return &Process{proc.pid, proc.pidfd}, nil
 }
 
 // threadsNeeded is more than berth-exec has of them.
@@ -141,8 +141,7 @@ func (c *Container) execOrder(cfg *ExecConfig) (*order.Order, error) {
 		return nil, badf("process.terminal: nobody takes the terminal (is --console-socket missing?)")
 	}
 	return &order.Order{
-		Exec: true, StartFD: order.None, MountNS: order.None, TTY: order.None,
-		NewConsole: pr.Terminal && cfg.TTY == nil, Process: op,
+		Exec: true, NewConsole: pr.Terminal && cfg.TTY == nil, Process: op,
 	}, nil
 }
 

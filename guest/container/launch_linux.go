@@ -23,6 +23,7 @@ const defaultExecPath = "/usr/lib/berth/berth-exec"
 type launch struct {
 	order   *order.Order
 	command fork.Command
+	warm    *warm // a process that has begun already; nil: clone one
 
 	execPath              string
 	stdin, stdout, stderr *os.File
@@ -30,8 +31,11 @@ type launch struct {
 	tty                   *os.File
 	startSocket           *os.File // listening
 	mountNS               *os.File
+	rootTree, ttyTree     *os.File   // for a warm process
+	joins                 []join     // likewise
 	trees                 []*os.File // attached to order.Mounts by index in treeOf
 	treeOf                []int
+	files                 []*os.File // to send with the order
 
 	started func(pid int, pidfd *os.File) error
 	forked  func(pid int) error // right after the clone, before started
@@ -40,79 +44,111 @@ type launch struct {
 	ready   func(pid int) error // when the process waits for its start
 }
 
-// run starts berth-exec and leads it until it is ready. On failure it is dead.
-func (l *launch) run(ctx context.Context) (pid int, pidfd *os.File, c *conn, err error) {
-	c, child, err := socketpair()
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	defer child.Close()
-	image, err := openExec(l.execPath)
-	if err != nil {
-		c.close()
-		return 0, nil, nil, err
-	}
-	null, err := l.files(child)
-	if err != nil {
-		c.close()
-		return 0, nil, nil, err
-	}
-	l.command.Exec = image
-	l.command.Argv = []string{"berth-exec"}
-	// One processor for the Go runtime, no collections: less to start, fewer threads.
-	l.command.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
-	pid, pidfd, err = fork.Start(l.command)
-	if null != nil {
-		null.Close()
-	}
-	child.Close() // the process's death must be an end of file here
-	if err != nil {
-		c.close()
-		return 0, nil, nil, err
-	}
-	if err := l.lead(ctx, pid, pidfd, c); err != nil {
-		c.close()
-		kill(pid, pidfd, l.command.Sibling)
-		return 0, nil, nil, err
-	}
-	return pid, pidfd, c, nil
+type join struct {
+	file *os.File
+	kind int
 }
 
-// files lays out the process's descriptors and tells the order where things are.
-func (l *launch) files(control *os.File) (null *os.File, err error) {
-	std := []*os.File{l.stdin, l.stdout, l.stderr}
-	for i := range std {
-		if std[i] != nil && !l.order.Process.Terminal {
+// process is a running berth-exec.
+type process struct {
+	pid   int
+	pidfd *os.File
+	conn  *conn
+}
+
+// run starts berth-exec and leads it until it is ready. On failure it is dead.
+func (l *launch) run(ctx context.Context) (process, error) {
+	null, err := l.layOut()
+	if err != nil {
+		return process{}, err
+	}
+	if null != nil {
+		defer null.Close()
+	}
+	var p process
+	if l.warm != nil {
+		p, l.warm.process = l.warm.process, process{} // ours now, and ours to end
+	} else if p, err = spawn(l.execPath, l.command); err != nil {
+		return process{}, err
+	}
+	if err := l.lead(ctx, p); err != nil {
+		p.conn.close()
+		kill(p.pid, p.pidfd, l.command.Sibling)
+		return process{}, err
+	}
+	return p, nil
+}
+
+// spawn starts berth-exec. It waits for its order.
+func spawn(path string, command fork.Command) (process, error) {
+	c, child, err := socketpair()
+	if err != nil {
+		return process{}, err
+	}
+	defer child.Close() // the process's death must be an end of file here
+	image, err := openExec(path)
+	if err != nil {
+		c.close()
+		return process{}, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		c.close()
+		return process{}, err
+	}
+	defer null.Close()
+	command.Exec = image
+	command.Argv = []string{"berth-exec"}
+	// What a crash of berth-exec itself would say belongs to this program's output.
+	command.Files = []*os.File{null, null, os.Stderr, child}
+	// One processor for the Go runtime, no collections: less to start, fewer threads.
+	command.Env = append(command.Env, "GOMAXPROCS=1", "GOGC=off")
+	pid, pidfd, err := fork.Start(command)
+	if err != nil {
+		c.close()
+		return process{}, err
+	}
+	return process{pid, pidfd, c}, nil
+}
+
+// layOut lists the files that go with the order and tells the order where they are.
+func (l *launch) layOut() (null *os.File, err error) {
+	l.files = []*os.File{l.stdin, l.stdout, l.stderr}
+	for i := range l.files {
+		if l.files[i] != nil && !l.order.Process.Terminal {
 			continue
 		}
 		if null == nil {
-			if null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
+			if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 				return nil, err
 			}
 		}
-		std[i] = null
+		l.files[i] = null
 	}
-	files := append(std, control)
-	put := func(f *os.File, number *int) {
-		if f != nil {
-			*number = len(files)
-			files = append(files, f)
+	put := func(f *os.File) int {
+		if f == nil {
+			return order.None
 		}
+		l.files = append(l.files, f)
+		return len(l.files) - 1
 	}
-	put(l.tty, &l.order.TTY)
-	put(l.startSocket, &l.order.StartFD)
-	put(l.mountNS, &l.order.MountNS)
+	o := l.order
+	o.TTY, o.TTYTree, o.RootTree = put(l.tty), put(l.ttyTree), put(l.rootTree)
+	o.Start, o.MountNS = put(l.startSocket), put(l.mountNS)
+	for _, j := range l.joins {
+		o.Joins = append(o.Joins, order.Join{File: put(j.file), Kind: j.kind})
+	}
 	for i, tree := range l.trees {
-		put(tree, &l.order.Mounts[l.treeOf[i]].Tree)
+		o.Mounts[l.treeOf[i]].Tree = put(tree)
 	}
-	l.order.ExtraFD = len(files)
-	l.order.Files = 3 + len(l.extra)
-	l.command.Files = append(files, l.extra...)
+	o.Extra, o.ExtraCount = len(l.files), len(l.extra)
+	l.files = append(l.files, l.extra...)
 	return null, nil
 }
 
 // lead answers the process until it is ready.
-func (l *launch) lead(ctx context.Context, pid int, pidfd *os.File, c *conn) (err error) {
+func (l *launch) lead(ctx context.Context, p process) (err error) {
+	pid, pidfd, c := p.pid, p.pidfd, p.conn
 	stop := c.interruptible(ctx)
 	defer stop()
 	defer func() {
@@ -130,7 +166,7 @@ func (l *launch) lead(ctx context.Context, pid int, pidfd *os.File, c *conn) (er
 			return err
 		}
 	}
-	if err := c.sendOrder(l.order); err != nil {
+	if err := c.sendOrder(l.order, l.files); err != nil {
 		return describeExit(pidfd, err)
 	}
 	for {

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -69,12 +70,17 @@ func TestLimits(t *testing.T) {
 
 func TestOOM(t *testing.T) {
 	needCgroup(t)
-	spec := testSpec(rootfs(t), "sh", "-c", "sleep 1; exec dd if=/dev/zero of=/dev/null bs=200M count=1")
+	root := rootfs(t)
+	spec := testSpec(root, "sh", "-c", "until test -e /go; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=200M count=1")
 	spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(16 << 20)), Swap: ptr(int64(16 << 20))}}
 	b := start(t, testConfig(t, spec))
 	kills := make(chan uint64, 8)
 	done := make(chan error, 1)
 	go func() { done <- b.WatchOOM(testContext(t), func(n uint64) { kills <- n }) }()
+	time.Sleep(500 * time.Millisecond) // the watch cannot be seen to begin
+	if err := os.WriteFile(root+"/go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	ws, err := b.Wait(testContext(t))
 	if err != nil || ws.Signal() != unix.SIGKILL {
 		t.Errorf("%#x %v", ws, err)

@@ -170,12 +170,11 @@ func (p *plan) planBind(om *order.Mount, m *specs.Mount, idmap bool) error {
 	if err := checkMappings(gids); err != nil {
 		return fmt.Errorf("gidMappings: %w", err)
 	}
-	if p.newUser || len(uids) > 0 || strings.HasPrefix(om.Source, "/proc/self/") {
-		p.trees = append(p.trees, treeRequest{
-			mount: len(p.order.Mounts), source: om.Source, recursive: om.Recursive,
-			mapRecursive: slices.Contains(m.Options, "ridmap"), uids: uids, gids: gids,
-		})
-	}
+	p.binds = append(p.binds, bind{
+		mount: len(p.order.Mounts), source: om.Source, recursive: om.Recursive,
+		mapRecursive: slices.Contains(m.Options, "ridmap"), uids: uids, gids: gids,
+		needsTree: p.newUser || len(uids) > 0 || strings.HasPrefix(om.Source, "/proc/self/"),
+	})
 	return nil
 }
 

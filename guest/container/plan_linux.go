@@ -28,17 +28,20 @@ type plan struct {
 	joins   []specs.LinuxNamespace
 	newUser bool
 	group   *cgroup.Group // nil: none
-	trees   []treeRequest
+	binds   []bind
+	warm    *warm // nil: none fits
 	filter  *seccomp.Filter
 	oom     string
 }
 
-// treeRequest is a bind mount's source that this process must open for the first.
-type treeRequest struct {
+// bind is a bind mount's source. This process opens it where the first process
+// cannot: it may lack the rights, or, being warm, the sight of it.
+type bind struct {
 	mount                   int // index in order.Mounts
 	source                  string
 	recursive, mapRecursive bool
 	uids, gids              []specs.LinuxIDMapping
+	needsTree               bool
 }
 
 // badf makes an error that lies in the specification.
@@ -58,7 +61,7 @@ func checkID(id string) error {
 // makePlan checks cfg as a whole. The first thing that is wrong is the error.
 func makePlan(cfg *Config) (*plan, error) {
 	p := &plan{cfg: cfg, spec: cfg.Spec}
-	p.order = order.Order{StartFD: order.None, MountNS: order.None, TTY: order.None}
+	p.order = order.Order{}
 	for _, step := range []func() error{
 		p.basics, p.namespaces, p.rootfs, p.cgroup, p.identity, p.unsupported, p.sysctls,
 		p.planMounts, p.devices, p.paths, p.hooks, p.process, p.seccomp,

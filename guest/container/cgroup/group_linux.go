@@ -91,6 +91,19 @@ func Create(path string, r *specs.LinuxResources) (*Group, error) {
 	return g, nil
 }
 
+// Require switches on, for a group that exists, the controllers that r needs.
+func (g *Group) Require(r *specs.LinuxResources) error {
+	want := controllers(r)
+	dir := strings.TrimSuffix(g.dir, g.path)
+	for _, part := range strings.Split(g.path[1:], "/") {
+		if err := enable(dir, want); err != nil {
+			return fmt.Errorf("cgroup %s: %w", g.path, err)
+		}
+		dir += "/" + part
+	}
+	return nil
+}
+
 // controllers lists what a container needs: what it is counted by, and what it is
 // limited by. Each one costs time whenever a group is made, so not all there are.
 func controllers(r *specs.LinuxResources) []string {

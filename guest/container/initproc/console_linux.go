@@ -19,9 +19,9 @@ func (p *process) console() error {
 	if p.tty == order.None || !p.o.Process.Terminal {
 		return nil
 	}
-	tree, err := unix.OpenTree(p.tty, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err == unix.EINVAL {
-		tree, err = cloneCallersTTY(p.tty)
+	tree, err := p.file(p.o.TTYTree), error(nil)
+	if tree == order.None {
+		tree, err = unix.OpenTree(p.tty, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	}
 	if err != nil {
 		return failed("clone the terminal for /dev/console", err)
@@ -33,26 +33,6 @@ func (p *process) console() error {
 	}
 	defer unix.Close(target)
 	return failed("attach /dev/console", attach(tree, target))
-}
-
-// cloneCallersTTY handles a terminal that was opened in the engine's mount
-// namespace: this one has a mount of the same devpts under the same name.
-func cloneCallersTTY(tty int) (int, error) {
-	var buf [256]byte
-	n, err := unix.Readlink(procFD(tty), buf[:])
-	if err != nil {
-		return -1, err
-	}
-	tree, err := cloneTree(string(buf[:n]), false)
-	if err != nil {
-		return -1, err
-	}
-	var want, got unix.Stat_t
-	if unix.Fstat(tty, &want) != nil || unix.Fstat(tree, &got) != nil || want.Dev != got.Dev || want.Ino != got.Ino {
-		unix.Close(tree)
-		return -1, &failure{what: string(buf[:n]) + " is another terminal"}
-	}
-	return tree, nil
 }
 
 // newConsole allocates a terminal in the container's devpts and sends its master

@@ -10,16 +10,21 @@ import (
 	"github.com/berthvm/berth/guest/container/order"
 )
 
-// Main carries out the order that waits on order.ControlFD. It does not return:
+// Main carries out the order that comes over order.ControlFD. It does not return:
 // the process becomes the user's program or exits. The caller has locked the main
 // goroutine to the main thread (in an init function).
 func Main() {
 	// No process of the container may trace or look into this one.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	p := &process{control: order.ControlFD, devnull: -1}
-	o, err := p.receive()
+	var err error
+	if _, warm := syscall.Getenv(order.Warm); warm {
+		err = retreat()
+	}
 	if err == nil {
-		p.o = o
+		p.o, err = p.receive()
+	}
+	if err == nil {
 		err = p.run()
 	}
 	if err != nil {
@@ -31,6 +36,7 @@ func Main() {
 // process is the state of the one job.
 type process struct {
 	o       *order.Order
+	files   []int // that came with the order
 	control int
 	root    int // O_PATH descriptor of the container's root
 	devnull int // O_PATH descriptor of the machine's own /dev/null
@@ -43,7 +49,12 @@ type process struct {
 
 func (p *process) run() error {
 	unix.Umask(0)
-	p.tty = p.o.TTY
+	for fd := range 3 {
+		if err := unix.Dup3(p.file(fd), fd, 0); err != nil {
+			return failed("attach descriptor "+strconv.Itoa(fd), err)
+		}
+	}
+	p.tty = p.file(p.o.TTY)
 	if err := p.common(); err != nil {
 		return err
 	}
@@ -86,12 +97,12 @@ func (p *process) common() error {
 
 // enter joins the mount namespace of a running container.
 func (p *process) enter() error {
-	if p.o.MountNS != order.None {
+	if ns := p.file(p.o.MountNS); ns != order.None {
 		// The fs_struct is shared with the runtime's threads; setns needs its own.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return failed("unshare fs", err)
 		}
-		if err := unix.Setns(p.o.MountNS, unix.CLONE_NEWNS); err != nil {
+		if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
 			return failed("join the mount namespace", err)
 		}
 	}
@@ -105,9 +116,18 @@ func (p *process) enter() error {
 	return nil
 }
 
-// receive reads the order.
+// file is the descriptor of a file of the order; None for None.
+func (p *process) file(i int) int {
+	if i < 0 || i >= len(p.files) {
+		return order.None
+	}
+	return p.files[i]
+}
+
+// receive reads the order and the descriptors that come with its first part.
 func (p *process) receive() (*order.Order, error) {
-	buf := make([]byte, 0, 32<<10)
+	buf := make([]byte, 0, order.ChunkSize+1)
+	oob := make([]byte, unix.CmsgSpace(4*order.MaxFiles))
 	for {
 		if cap(buf)-len(buf) < order.ChunkSize+1 {
 			if len(buf) > order.MaxSize {
@@ -118,13 +138,14 @@ func (p *process) receive() (*order.Order, error) {
 			buf = bigger
 		}
 		part := buf[len(buf):cap(buf)]
-		n, err := read(p.control, part)
+		n, files, err := receiveMessage(p.control, part, oob)
 		if err != nil {
 			return nil, failed("read the order", err)
 		}
 		if n == 0 {
 			exit(1) // the engine is gone or has changed its mind
 		}
+		p.files = append(p.files, files...)
 		last := part[0] == order.Last
 		buf = append(buf, part[1:n]...) // moves it down over the flag
 		if last {
@@ -132,8 +153,41 @@ func (p *process) receive() (*order.Order, error) {
 			if err != nil {
 				return nil, &failure{what: err.Error(), errno: unix.EPROTO}
 			}
+			if len(p.files) < 3 {
+				return nil, &failure{what: "the order came without standard files", errno: unix.EPROTO}
+			}
 			return o, nil
 		}
+	}
+}
+
+// receiveMessage is recvmsg as a raw system call, as in await: a warm process waits
+// here.
+func receiveMessage(fd int, b, oob []byte) (int, []int, error) {
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	msg := unix.Msghdr{Iov: &iov, Iovlen: 1, Control: unsafe.SliceData(oob)}
+	msg.SetControllen(len(oob))
+	for {
+		n, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_CMSG_CLOEXEC)
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 {
+			return 0, nil, errno
+		}
+		if msg.Controllen == 0 {
+			return int(n), nil, nil
+		}
+		if msg.Flags&unix.MSG_CTRUNC != 0 {
+			return 0, nil, unix.EMSGSIZE
+		}
+		messages, err := unix.ParseSocketControlMessage(oob[:msg.Controllen])
+		if err != nil || len(messages) != 1 {
+			return 0, nil, unix.EPROTO
+		}
+		files, err := unix.ParseUnixRights(&messages[0])
+		return int(n), files, err
 	}
 }
 
@@ -161,11 +215,11 @@ func (p *process) ready() error {
 	if err := p.say(order.Ready); err != nil {
 		return err
 	}
-	if p.o.StartFD != order.None {
+	if start := p.file(p.o.Start); start != order.None {
 		// The creator may go now; whoever starts the container connects here.
 		unix.Close(p.control)
 		for {
-			r, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(p.o.StartFD), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+			r, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(start), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
 			if errno == unix.EINTR {
 				continue
 			}

@@ -211,8 +211,8 @@ func (p *process) tree(m *order.Mount) (fd int, dir, late bool, err error) {
 		}
 		return fd, true, late, err
 	}
-	if m.Tree != order.None {
-		fd, err = unix.FcntlInt(uintptr(m.Tree), unix.F_DUPFD_CLOEXEC, 0)
+	if tree := p.file(m.Tree); tree != order.None {
+		fd, err = unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, 0)
 	} else {
 		fd, err = cloneTree(m.Source, m.Recursive)
 	}

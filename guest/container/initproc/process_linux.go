@@ -307,21 +307,27 @@ func (p *process) limit() error {
 // keepFiles arranges the program's descriptors and marks all others to be closed,
 // whoever opened them.
 func (p *process) keepFiles() error {
-	extra := p.o.Files - 3
-	if extra > 0 {
-		// The control socket sits on one of their numbers.
-		fd, err := unix.FcntlInt(uintptr(p.control), unix.F_DUPFD_CLOEXEC, max(p.o.Files, p.o.ExtraFD+extra))
-		if err != nil {
+	kept := 3 + p.o.ExtraCount
+	if p.o.ExtraCount > 0 {
+		// First out of the way of the numbers they get, then there.
+		move := func(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, kept) }
+		var err error
+		if p.control, err = move(p.control); err != nil {
 			return failed("move the control socket", err)
 		}
-		p.control = fd
-		for i := range extra { // upwards: the sources lie above their targets
-			if err := unix.Dup3(p.o.ExtraFD+i, 3+i, 0); err != nil {
+		moved := make([]int, p.o.ExtraCount)
+		for i := range moved {
+			if moved[i], err = move(p.file(p.o.Extra + i)); err != nil {
+				return failed("pass descriptor "+strconv.Itoa(3+i), err)
+			}
+		}
+		for i, fd := range moved {
+			if err := unix.Dup3(fd, 3+i, 0); err != nil {
 				return failed("pass descriptor "+strconv.Itoa(3+i), err)
 			}
 		}
 	}
-	return failed("close descriptors", unix.CloseRange(uint(p.o.Files), ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC))
+	return failed("close descriptors", unix.CloseRange(uint(kept), ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC))
 }
 
 func (p *process) loadFilter() error {

@@ -37,6 +37,16 @@ func (p *process) build() error {
 // namespaces configures the namespaces that have something to configure.
 func (p *process) namespaces() error {
 	o := p.o
+	if o.NewNet {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return failed("make a network namespace", err)
+		}
+	}
+	for _, j := range o.Joins {
+		if err := unix.Setns(p.file(j.File), j.Kind); err != nil {
+			return failed("join a namespace", err)
+		}
+	}
 	if o.NewTime {
 		if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
 			return failed("make a time namespace", err)
@@ -88,6 +98,14 @@ func loopbackUp() error {
 // from which nothing flows back to the machine.
 func (p *process) openRoot() error {
 	o := p.o
+	if tree := p.file(o.RootTree); tree != order.None {
+		// A warm process: all there is is the small root of retreat.
+		if err := unix.MoveMount(tree, "", unix.AT_FDCWD, warmRootfs, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return failed("attach rootfs "+o.Rootfs, err)
+		}
+		p.root = tree
+		return p.findDevNull()
+	}
 	if !o.ShareRoot {
 		attr := &unix.MountAttr{Propagation: unix.MS_SLAVE}
 		if o.Propagation == unix.MS_PRIVATE {
@@ -107,10 +125,12 @@ func (p *process) openRoot() error {
 		return failed("attach rootfs "+o.Rootfs, err)
 	}
 	p.root = tree
-	if p.devnull, err = openDevNull(); err != nil {
-		return failed("/dev/null of the machine", err)
-	}
-	return nil
+	return p.findDevNull()
+}
+
+func (p *process) findDevNull() (err error) {
+	p.devnull, err = openDevNull()
+	return failed("/dev/null of the machine", err)
 }
 
 // makeParentPrivate makes the mount that holds path private: pivot_root refuses a

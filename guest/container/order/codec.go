@@ -39,8 +39,9 @@ type codec struct {
 }
 
 func (c *codec) order(o *Order) {
-	c.bools(&o.Exec, &o.ParentHooks, &o.NewConsole, &o.NewTime, &o.Loopback, &o.ShareRoot, &o.RootRO, &o.BindDevices, &o.PropRec)
-	c.ints(&o.StartFD, &o.MountNS, &o.TTY, &o.Files, &o.ExtraFD)
+	c.bools(&o.Exec, &o.ParentHooks, &o.NewConsole, &o.NewTime, &o.Loopback, &o.ShareRoot, &o.RootRO, &o.BindDevices, &o.PropRec, &o.NewNet)
+	c.ints(&o.Start, &o.MountNS, &o.TTY, &o.TTYTree, &o.Extra, &o.ExtraCount, &o.RootTree)
+	list(c, &o.Joins, (*codec).join)
 	c.strs(&o.TimeOffsets, &o.Keyring, &o.Hostname, &o.Domainname, &o.Rootfs)
 	c.u64(&o.Propagation)
 	list(c, &o.Sysctls, (*codec).pair)
@@ -52,6 +53,8 @@ func (c *codec) order(o *Order) {
 	list(c, &o.StartHooks, (*codec).hook)
 	c.process(&o.Process)
 }
+
+func (c *codec) join(j *Join) { c.ints(&j.File, &j.Kind) }
 
 func (c *codec) mount(m *Mount) {
 	c.strs(&m.Dest, &m.Type, &m.Source)

@@ -29,26 +29,39 @@ const (
 // ChunkSize is the largest part of an Order in one message, in bytes.
 const ChunkSize = 64 << 10
 
+// MaxFiles is how many descriptors can come with an Order: what the kernel passes
+// in one message.
+const MaxFiles = 253
+
 // MaxSize is the largest encoded Order, in bytes.
 const MaxSize = 16 << 20
 
 // ControlFD is the socket's descriptor in the process.
 const ControlFD = 3
 
-// None stands for no descriptor.
+// None stands for no file.
 const None = -1
 
-// An Order is all that a container's first process needs to know. Descriptors
-// are numbers in the process; None where there is none.
+// Warm is in the process's environment when it begins before there is an Order: it
+// lets go of the machine's files meanwhile, so the Order brings all it needs as
+// trees.
+const Warm = "BERTH_WARM"
+
+// An Order is all that a container's first process needs to know. Files are named
+// by their place in the list of descriptors that came with the Order, None where
+// there is none. The first three are the standard ones.
 type Order struct {
 	Exec        bool // join a container instead of building one
 	ParentHooks bool
 	NewConsole  bool // allocate a terminal in the container's devpts
-	StartFD     int  // listening socket that brings the start
+	Start       int  // listening socket that brings the start
 	MountNS     int  // for Exec
 	TTY         int  // the slave of the caller's terminal
-	Files       int  // descriptors that the program keeps: 0 up to Files-1
-	ExtraFD     int  // first of the descriptors that become 3, 4, ...
+	TTYTree     int  // a detached mount of it, for /dev/console
+	Extra       int  // first of the files that become 3, 4, ...
+	ExtraCount  int
+	Joins       []Join
+	NewNet      bool // for a warm process, which has none of its own
 
 	TimeOffsets string // for /proc/self/timens_offsets; "" makes no time namespace
 	NewTime     bool
@@ -59,6 +72,7 @@ type Order struct {
 	Sysctls     []Pair
 
 	Rootfs      string
+	RootTree    int    // the root file system as a detached tree; in place of Rootfs
 	Propagation uint64 // MS_SHARED and so on for the root mount; 0: a slave of the machine's
 	PropRec     bool
 	ShareRoot   bool // keep the caller's peer groups
@@ -74,6 +88,9 @@ type Order struct {
 	Process Process
 }
 
+// Join is a namespace to join.
+type Join struct{ File, Kind int }
+
 // Pair is a name and a value.
 type Pair struct{ Key, Value string }
 
@@ -82,7 +99,7 @@ type Mount struct {
 	Dest   string
 	Type   string // file system type; "" for a bind mount
 	Source string
-	Tree   int // a detached tree to attach, made by the engine
+	Tree   int // a detached tree to attach, made by the engine, or None
 
 	Recursive   bool // bind
 	Params      []Pair
