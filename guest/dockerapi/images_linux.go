@@ -103,6 +103,10 @@ func (c *call) auth() images.Auth {
 	if json.Unmarshal(raw, &a) != nil {
 		return images.Auth{}
 	}
+	return authOf(a)
+}
+
+func authOf(a registry.AuthConfig) images.Auth {
 	if user, password, ok := decodeBasic(a.Auth); ok && a.Username == "" {
 		a.Username, a.Password = user, password
 	}

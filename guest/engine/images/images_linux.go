@@ -543,3 +543,8 @@ func (s *Service) Count(ctx context.Context) int {
 	}
 	return len(list)
 }
+
+// Login asks a registry whether it takes credentials.
+func (s *Service) Login(ctx context.Context, server string, auth Auth) error {
+	return s.store.Login(ctx, server, auth)
+}
