@@ -19,6 +19,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/oci"
 )
 
@@ -47,6 +48,10 @@ func main() {
 	// The machine's memory belongs to containers: collect early. The heap is a few
 	// MB, so that costs little.
 	debug.SetGCPercent(50)
+
+	if err := monitor.Relax(); err != nil {
+		cfg.log.Warn("containers will start slower", "error", err)
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/keeper"
+	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/wire"
 )
 
@@ -77,6 +78,9 @@ func (m *machine) boot() error {
 	m.phases.began("kernel", 0)(nil)
 	if err := mountEarly(); err != nil {
 		return err
+	}
+	if err := monitor.Relax(); err != nil {
+		m.log.Warn("the machine will be slower", "err", err)
 	}
 	early, err := openEarlyModules("/modules")
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,10 @@ import (
 
 // defaultExecPath is where the guest's image has berth-exec.
 const defaultExecPath = "/usr/lib/berth/berth-exec"
+
+// monitorSlack is how late the monitor thread of the Go runtime in berth-exec may
+// be. It has next to nothing to do there.
+const monitorSlack = 10 * time.Millisecond
 
 // launch is one run of berth-exec, up to the point where the program may start.
 type launch struct {

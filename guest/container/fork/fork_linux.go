@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,10 @@ type Command struct {
 	Cgroup *os.File
 	// Sibling makes the new process a child of the caller's parent.
 	Sibling bool
+
+	// TimerSlack is how late the program's timers may be; 0 is the caller's. With
+	// PR_SET_TIMERSLACK 0 it goes back to that.
+	TimerSlack time.Duration
 
 	// Join are the namespaces to join, in this order, by their descriptors.
 	Join []Namespace
@@ -82,6 +87,7 @@ type child struct {
 	njoin   int
 	join    [16]struct{ fd, kind int }
 	unshare uintptr
+	slack   uintptr
 
 	nfiles int
 	files  *int // moved above nfiles, close-on-exec
@@ -239,6 +245,7 @@ func prepare(c *Command) (*child, func(), error) {
 
 	ch.clone.flags = c.Flags&^unix.CLONE_NEWCGROUP | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND
 	ch.unshare = uintptr(c.Flags & unix.CLONE_NEWCGROUP)
+	ch.slack = uintptr(c.TimerSlack.Nanoseconds())
 	if !c.copiesMemory() {
 		ch.clone.flags |= unix.CLONE_VFORK | unix.CLONE_VM
 	}
@@ -400,6 +407,9 @@ func forkChild(ch *child) (uintptr, syscall.Errno) {
 	step = stepClose
 	if _, _, errno = syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, uintptr(ch.nfiles), ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC, 0, 0, 0); errno != 0 {
 		goto fail
+	}
+	if ch.slack != 0 {
+		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, ch.slack, 0, 0, 0, 0)
 	}
 	step = stepExec
 	_, _, errno = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(ch.exec), uintptr(unsafe.Pointer(ch.empty)),
