@@ -10,7 +10,7 @@
 // ever resolved twice, "..", "/" and magic links are no names, so neither a
 // symbolic link nor a race with one leaves the folder. Links are the guest's to
 // follow, inside its own tree. The folders named in Options.Hidden do not exist
-// for the guest.
+// for the guest, which cannot move what leads to them either.
 //
 // # Owners and modes
 //

@@ -18,7 +18,8 @@ type Options struct {
 	// ReadOnly refuses every change with EROFS.
 	ReadOnly bool
 	// Hidden are absolute paths that the guest must not see, whether or not they
-	// lie in the folder.
+	// lie in the folder. The folders that lead to them can be neither moved nor
+	// removed.
 	Hidden []string
 	Log    *slog.Logger // nil for none
 }
@@ -43,6 +44,7 @@ type FS struct {
 	nextID  uint64
 	hidden  map[entry]bool
 	secret  map[file]bool
+	pinned  map[file]bool // what leads to them
 	rootFD  int
 }
 
@@ -93,6 +95,7 @@ func New(folder string, o Options) (*FS, error) {
 		devs:          map[uint64]uint64{},
 		hidden:        map[entry]bool{},
 		secret:        map[file]bool{},
+		pinned:        map[file]bool{},
 		rootFD:        fd,
 	}
 	for _, p := range o.Hidden {
@@ -106,15 +109,38 @@ func New(folder string, o Options) (*FS, error) {
 }
 
 // hide makes p not exist for the guest, by its place and, if it is there, by its
-// identity.
+// identity. The folders and links that lead there are pinned: a guest that could
+// move one would put something else in p's place, for the host to believe.
 func (f *FS) hide(p string) {
 	var st unix.Stat_t
+	for _, name := range []string{p, resolved(p)} {
+		for dir := filepath.Dir(name); unix.Lstat(dir, &st) == nil; dir = filepath.Dir(dir) {
+			f.pinned[identity(&st)] = true
+			if dir == "/" {
+				break
+			}
+		}
+	}
 	if unix.Stat(p, &st) == nil {
 		f.secret[identity(&st)] = true
 	}
 	if real, err := filepath.EvalSymlinks(filepath.Dir(p)); err == nil && unix.Stat(real, &st) == nil {
 		f.hidden[entry{identity(&st), filepath.Base(p)}] = true
 	}
+}
+
+// resolved is p without the links that lead there.
+func resolved(p string) string {
+	if real, err := filepath.EvalSymlinks(filepath.Dir(p)); err == nil {
+		return filepath.Join(real, filepath.Base(p))
+	}
+	return p
+}
+
+// isPinned says whether name must keep its place.
+func (f *FS) isPinned(dir *node, name string) bool {
+	var st unix.Stat_t
+	return len(f.pinned) > 0 && unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && f.pinned[identity(&st)]
 }
 
 // open starts a session: the guest knows the root and nothing else.

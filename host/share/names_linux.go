@@ -171,6 +171,9 @@ func (f *FS) remove(id uint64, name string, flags int) fuse.Status {
 		return status
 	}
 	defer f.release(dir)
+	if f.isPinned(dir, name) {
+		return fuse.Status(unix.EBUSY)
+	}
 	return errnoOK(unix.Unlinkat(dir.fd, name, flags))
 }
 
@@ -189,6 +192,9 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.
 		return status
 	}
 	defer f.release(dst)
+	if f.isPinned(src, from) || f.isPinned(dst, to) {
+		return fuse.Status(unix.EBUSY)
+	}
 	return errnoOK(unix.Renameat2(src.fd, from, dst.fd, to, uint(in.Flags)))
 }
 

@@ -42,14 +42,23 @@ func mounted(t *testing.T, o Options) (host, guest string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		left := func() int {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return len(f.handles)
+		}
+		// The kernel releases files after close has returned.
+		for deadline := time.Now().Add(5 * time.Second); left() > 0 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		if n := left(); n != 0 {
+			t.Errorf("%d handles left open", n)
+		}
 		if err := s.Unmount(); err != nil {
 			unix.Unmount(guest, unix.MNT_DETACH)
 			t.Error(err)
 		}
 		s.Wait()
-		if n := len(f.handles); n != 0 {
-			t.Errorf("%d handles left open", n)
-		}
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
@@ -403,6 +412,35 @@ func TestHidden(t *testing.T) {
 	must(t, os.Rename(state, filepath.Join(host, "elsewhere")))
 	if s := f.Lookup(nil, &fuse.InHeader{NodeId: 1}, "elsewhere", &out); s != fuse.ENOENT {
 		t.Errorf("lookup where the host has moved it: %v", s)
+	}
+}
+
+// TestWayToHidden: nobody can put another folder where the host looks for the
+// hidden one.
+func TestWayToHidden(t *testing.T) {
+	dir := t.TempDir()
+	host := filepath.Join(dir, "home")
+	must(t, os.MkdirAll(filepath.Join(host, "real", "deep", "berth"), 0o700))
+	must(t, os.MkdirAll(filepath.Join(host, "other"), 0o700))
+	must(t, os.Symlink("real", filepath.Join(host, "link")))
+	f, err := New(host, Options{Hidden: []string{filepath.Join(host, "link", "deep", "berth"), filepath.Join(host, "none", "berth")}})
+	must(t, err)
+	defer f.Close()
+	root := fuse.InHeader{NodeId: 1}
+	busy := fuse.Status(unix.EBUSY)
+	for _, name := range []string{"real", "link"} {
+		if s := f.Rename(nil, &fuse.RenameIn{InHeader: root, Newdir: 1}, name, "seen"); s != busy {
+			t.Errorf("%s was moved: %v", name, s)
+		}
+		if s := f.Rename(nil, &fuse.RenameIn{InHeader: root, Newdir: 1, Flags: unix.RENAME_EXCHANGE}, "other", name); s != busy {
+			t.Errorf("%s was exchanged: %v", name, s)
+		}
+	}
+	if s := f.Unlink(nil, &root, "link"); s != busy {
+		t.Errorf("the link was removed: %v", s)
+	}
+	if s := f.Rename(nil, &fuse.RenameIn{InHeader: root, Newdir: 1}, "other", "free"); !s.Ok() {
+		t.Errorf("a folder beside: %v", s)
 	}
 }
 
