@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -75,6 +76,10 @@ func (a *app) runDaemon(ctx context.Context, timeout time.Duration, listening fu
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: logLevel(a.getenv("BERTH_LOG"))}))
+	// Libraries that log by themselves do so about what a guest sends them: that
+	// must not fill the disk with a crash log.
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 	log.Info("berth daemon", "version", version.String(), "machine", m.Name, "pid", os.Getpid())
 	o := daemon.Options{
 		Machine: m, Config: config, Version: version.String(), Log: log, DaemonLog: file,
