@@ -176,6 +176,9 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 		if p.volumes, err = volume.Open(filepath.Join(cfg.root, "volumes")); err != nil {
 			return err
 		}
+		p.volumes.BindFrom(func(ctx context.Context, path string) (*os.File, error) {
+			return folders(cfg, w).Open(ctx, path, false)
+		})
 		if cfg.native {
 			p.keeper = localkeeper.New()
 			return nil

@@ -39,7 +39,8 @@ func (v Volume) Anonymous() bool { _, ok := v.Labels[AnonymousLabel]; return ok 
 
 // Store is a directory of volumes. It is safe for concurrent use.
 type Store struct {
-	dir string
+	dir  string
+	bind func(ctx context.Context, path string) (*os.File, error) // nil: no volume is a bind
 
 	mu      sync.Mutex // guards what follows, and the directory
 	holders map[string]map[string]bool
@@ -53,6 +54,13 @@ func Open(dir string) (*Store, error) {
 		return nil, fmt.Errorf("open the volumes: %w", err)
 	}
 	return &Store{dir: dir, holders: map[string]map[string]bool{}}, nil
+}
+
+// BindFrom says how to open the device of a volume that is a bind mount (type
+// none, o bind), which is a path of the host. It is called before any other
+// method; without it such volumes cannot be mounted.
+func (s *Store) BindFrom(open func(ctx context.Context, path string) (*os.File, error)) {
+	s.bind = open
 }
 
 func invalid(format string, args ...any) error {
@@ -184,7 +192,7 @@ func (s *Store) List() ([]Volume, error) {
 
 // Mount makes the volume's content appear at its path. holder is who wants it;
 // the same holder twice counts once.
-func (s *Store) Mount(_ context.Context, name, holder string) (string, error) {
+func (s *Store) Mount(ctx context.Context, name, holder string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, err := s.get(name)
@@ -192,7 +200,7 @@ func (s *Store) Mount(_ context.Context, name, holder string) (string, error) {
 		return "", err
 	}
 	if len(s.holders[name]) == 0 && v.Options["device"] != "" && !mounted(v.Path) {
-		if err := mount(v); err != nil {
+		if err := s.mount(ctx, v); err != nil {
 			return "", err
 		}
 	}
@@ -232,9 +240,41 @@ func mounted(path string) bool {
 }
 
 // mount mounts what the options describe, as mount(8) would.
-func mount(v Volume) error {
-	flags, data := uintptr(0), []string(nil)
-	for o := range strings.SplitSeq(v.Options["o"], ",") {
+func (s *Store) mount(ctx context.Context, v Volume) error {
+	flags, data := mountOptions(v.Options["o"])
+	device := v.Options["device"]
+	err := error(nil)
+	if flags&unix.MS_BIND != 0 {
+		var source *os.File
+		if source, err = s.openBind(ctx, device); err == nil {
+			defer source.Close()
+			device = fmt.Sprintf("/proc/self/fd/%d", source.Fd())
+		}
+	}
+	if err == nil {
+		err = unix.Mount(device, v.Path, v.Options["type"], flags, data)
+	}
+	if err == nil && flags&unix.MS_BIND != 0 && flags&unix.MS_RDONLY != 0 {
+		err = unix.Mount("", v.Path, "", flags|unix.MS_REMOUNT, "")
+	}
+	if err != nil {
+		return invalid("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %v", v.Options["device"], v.Path, flags, data, err)
+	}
+	return nil
+}
+
+func (s *Store) openBind(ctx context.Context, path string) (*os.File, error) {
+	if s.bind == nil {
+		return nil, errors.New("no folders of the host are shared with the machine")
+	}
+	return s.bind(ctx, path)
+}
+
+// mountOptions sorts the option "o" into the kernel's flags and the file system's
+// own.
+func mountOptions(list string) (flags uintptr, data string) {
+	var rest []string
+	for o := range strings.SplitSeq(list, ",") {
 		switch o {
 		case "", "rw":
 		case "bind":
@@ -252,18 +292,10 @@ func mount(v Volume) error {
 		case "noatime":
 			flags |= unix.MS_NOATIME
 		default:
-			data = append(data, o)
+			rest = append(rest, o)
 		}
 	}
-	err := unix.Mount(v.Options["device"], v.Path, v.Options["type"], flags, strings.Join(data, ","))
-	if err == nil && flags&unix.MS_BIND != 0 && flags&unix.MS_RDONLY != 0 {
-		err = unix.Mount("", v.Path, "", flags|unix.MS_REMOUNT, "")
-	}
-	if err != nil {
-		return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w",
-			v.Options["device"], v.Path, flags, strings.Join(data, ","), err)
-	}
-	return nil
+	return flags, strings.Join(rest, ",")
 }
 
 // Remove removes a volume that nobody holds. With force, one that does not exist

@@ -79,3 +79,53 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("anonymous: %+v, %v", v, err)
 	}
 }
+
+// TestBind: the device of a bind is a path of the host.
+func TestBind(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	ctx := context.Background()
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := t.TempDir()
+	if err := os.WriteFile(filepath.Join(host, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, device := range map[string]string{"good": "/host/path", "bad": "/etc"} {
+		options := map[string]string{"type": "none", "o": "bind,ro", "device": device}
+		if _, err := s.Create(ctx, name, "", options, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Mount(ctx, "good", "c"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a bind without folders of the host: %v", err)
+	}
+	s.BindFrom(func(_ context.Context, path string) (*os.File, error) {
+		if path != "/host/path" {
+			return nil, os.ErrNotExist
+		}
+		return os.Open(host)
+	})
+	dir, err := s.Mount(ctx, "good", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "f")); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "g"), nil, 0o600); err == nil {
+		t.Error("a read-only bind was written to")
+	}
+	if err := s.Unmount(ctx, "good", "c"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "f")); err == nil {
+		t.Error("it is still mounted")
+	}
+	if _, err := s.Mount(ctx, "bad", "c"); err == nil {
+		t.Error("a path that the host does not share was mounted")
+	}
+}
