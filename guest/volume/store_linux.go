@@ -258,7 +258,7 @@ func (s *Store) mount(ctx context.Context, v Volume) error {
 		err = unix.Mount("", v.Path, "", flags|unix.MS_REMOUNT, "")
 	}
 	if err != nil {
-		return invalid("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %v", v.Options["device"], v.Path, flags, data, err)
+		return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w", v.Options["device"], v.Path, flags, data, err)
 	}
 	return nil
 }

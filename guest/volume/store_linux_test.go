@@ -100,7 +100,7 @@ func TestBind(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Mount(ctx, "good", "c"); !errdefs.IsInvalidArgument(err) {
+	if _, err := s.Mount(ctx, "good", "c"); err == nil {
 		t.Errorf("a bind without folders of the host: %v", err)
 	}
 	s.BindFrom(func(_ context.Context, path string) (*os.File, error) {
