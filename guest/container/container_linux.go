@@ -300,6 +300,19 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 	return nil
 }
 
+// OOMKills is how many processes the kernel has killed for want of memory. It is
+// far cheaper than Stats.
+func (c *Container) OOMKills() (uint64, error) {
+	if c.group == nil {
+		return 0, fmt.Errorf("container %s: it has no cgroup of its own", c.id)
+	}
+	kills, err := c.group.OOMKills()
+	if err != nil {
+		return 0, fmt.Errorf("container %s: %w", c.id, err)
+	}
+	return kills, nil
+}
+
 // Stats reads the cgroup's counters.
 func (c *Container) Stats() (cgroup.Stats, error) {
 	if c.group == nil {

@@ -142,9 +142,10 @@ func TestAutoRemoveLeavesNothing(t *testing.T) {
 			t.Errorf("%q: %v", cmd, err)
 		}
 		<-done
-		if left := w.Leftovers(); len(left) > 0 {
-			t.Errorf("%q left behind: %q", cmd, left)
+		if _, err := e.Inspect(ctx, id, false); !errdefs.IsNotFound(err) {
+			t.Errorf("%q: after removal: %v", cmd, err)
 		}
+		eventually(t, "nothing left behind", func() bool { return len(w.Leftovers()) == 0 })
 	}
 }
 

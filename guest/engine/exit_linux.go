@@ -106,23 +106,60 @@ func (c *Container) handleExit(pid int, status syscall.WaitStatus, at time.Time)
 	}
 	c.mu.Unlock()
 	if remove {
-		c.e.goRun(func() {
-			err := c.e.remove(context.Background(), c, RemoveOptions{Volumes: true})
-			if err != nil && c.e.ctx.Err() == nil {
-				c.e.log.Warn("cannot remove container", "container", c.id, "error", err)
-			}
-		})
+		c.vanish()
+		return
+	}
+	c.cleanUp()
+}
+
+// answerFirst is how long the cleaning behind a container that removes itself
+// leaves the processor to the answer its client waits for.
+const answerFirst = 5 * time.Millisecond
+
+// vanish removes the container that has just ended, as --rm asks for: from sight
+// at once, with its name and volumes free; from the disk in the background. A
+// crash in between leaves a record that Restore removes. The caller holds op.
+func (c *Container) vanish() {
+	e := c.e
+	c.mu.Lock()
+	if err := c.rec.State.Status.Transition(record.Removing); err != nil {
+		e.log.Error("exit in a wrong state", "container", c.id, "error", err)
+	}
+	c.mu.Unlock()
+	e.dropExecs(c)
+	e.releaseVolumes(context.Background(), c.rec, true)
+	e.unreserve(c)
+	c.mu.Lock()
+	c.streams.End()
+	c.event(events.ActionDestroy)
+	close(c.removed)
+	c.mu.Unlock()
+	e.goRun(func() {
+		time.Sleep(answerFirst)
+		defer e.Spans.Begin("remove", c.id)()
+		c.cleanUp()
+		if err := e.eraseFiles(context.Background(), c); err != nil {
+			e.log.Warn("cannot remove container", "container", c.id, "error", err)
+		}
+	})
+}
+
+// cleanUp takes back what of an ended run nobody waits for.
+func (c *Container) cleanUp() {
+	c.e.unmountRootfs(c)
+	if err := c.e.opts.Keeper.Delete(c.key()); err != nil && !errors.Is(err, keeper.ErrNotFound) {
+		c.e.log.Warn("cannot forget container", "container", c.id, "error", err)
 	}
 }
 
-// teardown undoes everything but the record, in the order in which it is safe.
-// It reports whether the kernel killed a process for want of memory.
+// teardown ends what is left of a run, in the order in which it is safe; cleanUp
+// does the rest. It reports whether the kernel killed a process for want of memory.
 func (c *Container) teardown(r *run) (oom bool) {
 	e, ctx := c.e, context.Background()
 	r.stop()
 	r.watch.Wait()
-	if stats, err := r.task.Stats(); err == nil {
-		oom = stats.Memory.OOMKills > 0
+	if kills, err := r.task.OOMKills(); err == nil {
+		oom = kills > 0
 	}
 	if err := r.task.Delete(ctx); err != nil { // kills what is left of it
 		e.log.Warn("cannot delete container", "container", c.id, "error", err)
@@ -131,10 +168,6 @@ func (c *Container) teardown(r *run) (oom bool) {
 	c.endStreams(r)
 	e.releaseNetwork(ctx, c)
 	e.releaseMounts(ctx, c)
-	e.unmountRootfs(c)
-	if err := e.opts.Keeper.Delete(c.key()); err != nil && !errors.Is(err, keeper.ErrNotFound) {
-		e.log.Warn("cannot forget container", "container", c.id, "error", err)
-	}
 	return oom
 }
 

@@ -34,6 +34,7 @@ type Task interface {
 	Resume(ctx context.Context) error
 	Update(r *specs.LinuxResources) error
 	Stats() (cgroup.Stats, error)
+	OOMKills() (uint64, error)
 	WatchOOM(ctx context.Context, f func(kills uint64)) error
 	PIDs() ([]int, error)
 	Exec(ctx context.Context, cfg container.ExecConfig) (Process, error)

@@ -398,10 +398,14 @@ func (e *Engine) stopToRemove(ctx context.Context, c *Container, force bool) err
 // crash before leaves it to be removed again.
 func (e *Engine) erase(ctx context.Context, c *Container, volumes bool) error {
 	e.dropExecs(c)
+	e.releaseVolumes(ctx, c.rec, volumes)
+	return e.eraseFiles(ctx, c)
+}
+
+func (e *Engine) eraseFiles(ctx context.Context, c *Container) error {
 	if err := e.opts.Images.RemoveRootfs(ctx, c.id); err != nil {
 		return err
 	}
-	e.releaseVolumes(ctx, c.rec, volumes)
 	if c.log != nil {
 		_ = c.log.Close()
 	}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -283,6 +284,7 @@ func (m *Manager) discard(eps ...Endpoint) {
 	}
 	m.mu.Unlock()
 	drain := func() {
+		time.Sleep(answerFirst)
 		m.drain(eps...)
 		if err := m.refill(); err != nil {
 			m.log.Warn("cannot prepare the next container's network", "error", err)
@@ -292,6 +294,10 @@ func (m *Manager) discard(eps ...Endpoint) {
 		drain()
 	}
 }
+
+// answerFirst is how long the kernel's part of a release, which is slow, leaves
+// the processor to the answer that somebody waits for.
+const answerFirst = 10 * time.Millisecond
 
 // drain removes interfaces and then gives their addresses back.
 func (m *Manager) drain(eps ...Endpoint) {

@@ -74,6 +74,9 @@ func (g *Group) WatchOOM(ctx context.Context, f func(kills uint64)) error {
 	return err
 }
 
+// OOMKills is how many processes the kernel has killed for want of memory.
+func (g *Group) OOMKills() (uint64, error) { return oomKills(g.dir + "/memory.events") }
+
 func oomKills(file string) (uint64, error) {
 	v, err := event(file, "oom_kill")
 	if err != nil || v == "" {

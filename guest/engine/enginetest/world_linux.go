@@ -404,6 +404,8 @@ func (t *task) Stats() (cgroup.Stats, error) {
 	return cgroup.Stats{Memory: cgroup.MemoryStats{Usage: 4096, Limit: 1 << 20}}, nil
 }
 
+func (t *task) OOMKills() (uint64, error) { return 0, nil }
+
 func (t *task) WatchOOM(ctx context.Context, _ func(uint64)) error { <-ctx.Done(); return nil }
 
 func (t *task) Exec(_ context.Context, cfg container.ExecConfig) (engine.Process, error) {
