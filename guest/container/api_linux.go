@@ -21,6 +21,9 @@ var (
 	ErrState = errors.New("wrong container state")
 	// ErrConfig is wrapped by every error that lies in the specification.
 	ErrConfig = errors.New("invalid configuration")
+	// ErrHook is wrapped by what Start and Delete return when they have done their
+	// work and only a hook that comes after it has failed: it is a warning.
+	ErrHook = errors.New("hook failed")
 	// ErrProgram is wrapped when the user's program cannot be executed. The
 	// system's own reason is wrapped too: fs.ErrNotExist (docker's exit code
 	// 127), fs.ErrPermission and ENOEXEC (126).

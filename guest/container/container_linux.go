@@ -150,10 +150,9 @@ func (c *Container) Start(ctx context.Context) error {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	if c.hooks != nil && len(c.hooks.Poststart) > 0 {
-		err := runHooks(ctx, "poststart", c.hooks.Poststart, stateFor(c.ociState(), specs.StateRunning))
+		err := runLateHooks(ctx, "poststart", c.hooks.Poststart, stateFor(c.ociState(), specs.StateRunning))
 		if err != nil {
-			_ = c.Kill()
-			return fmt.Errorf("start container %s: %w", c.id, err)
+			return fmt.Errorf("container %s runs, but: %w", c.id, err)
 		}
 	}
 	return nil
@@ -361,7 +360,7 @@ func (c *Container) Wait(ctx context.Context) (syscall.WaitStatus, error) {
 
 // Delete kills what is left of the container and removes its cgroup and state.
 // It works from any half-made state and may be called again. The process, if it is
-// this one's child, is reaped.
+// this one's child, is reaped. ErrHook is only a warning.
 func (c *Container) Delete(ctx context.Context) error {
 	c.mu.Lock()
 	start := c.start
@@ -389,7 +388,7 @@ func (c *Container) Delete(ctx context.Context) error {
 	if existed && c.hooks != nil && len(c.hooks.Poststop) > 0 {
 		state := c.ociState()
 		state.Pid = 0
-		if err := runHooks(ctx, "poststop", c.hooks.Poststop, stateFor(state, specs.StateStopped)); err != nil {
+		if err := runLateHooks(ctx, "poststop", c.hooks.Poststop, stateFor(state, specs.StateStopped)); err != nil {
 			return fmt.Errorf("container %s is deleted, but: %w", c.id, err)
 		}
 	}

@@ -942,6 +942,27 @@ func TestHooks(t *testing.T) {
 	if got := strings.ReplaceAll(string(out), "\n", "|"); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	spec = testSpec(root, "true")
+	no := []specs.Hook{{Path: busybox, Args: []string{"false"}}}
+	spec.Hooks = &specs.Hooks{Poststart: no, Poststop: append(no, hook("second", busybox)...)}
+	cfg := testConfig(t, spec)
+	cfg.ID = "late"
+	late, err := create(t, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := late.Start(testContext(t)); !errors.Is(err, ErrHook) {
+		t.Errorf("start: %v", err)
+	}
+	if ws, err := late.Wait(testContext(t)); err != nil || ws != 0 {
+		t.Error(ws, err)
+	}
+	if err := late.Delete(testContext(t)); !errors.Is(err, ErrHook) {
+		t.Errorf("delete: %v", err)
+	}
+	if out, _ := os.ReadFile(log); !strings.HasSuffix(string(out), "second\n") {
+		t.Errorf("the second hook did not run: %s", out)
+	}
 	for _, bad := range []func(h *specs.Hooks, hooks []specs.Hook){
 		func(h *specs.Hooks, hooks []specs.Hook) { h.Prestart = hooks },
 		func(h *specs.Hooks, hooks []specs.Hook) { h.CreateContainer = hooks },

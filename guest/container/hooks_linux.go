@@ -93,6 +93,21 @@ func runHooks(ctx context.Context, name string, hooks []specs.Hook, state []byte
 	return nil
 }
 
+// runLateHooks runs all hooks, also after one has failed: what they follow has
+// happened already. Its error wraps ErrHook.
+func runLateHooks(ctx context.Context, name string, hooks []specs.Hook, state []byte) error {
+	var failed []string
+	for i := range hooks {
+		if err := runHooks(ctx, name, hooks[i:i+1], state); err != nil {
+			failed = append(failed, err.Error())
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrHook, strings.Join(failed, "; "))
+}
+
 func runHook(ctx context.Context, h specs.Hook, state []byte) error {
 	if h.Timeout != nil {
 		var cancel context.CancelFunc

@@ -77,8 +77,12 @@ func (p *plan) planMount(m *specs.Mount) (order.Mount, error) {
 	case om.Remount:
 		return om, nil
 	case bind:
-		if len(data) > 0 {
-			return om, fmt.Errorf("options: unknown option %q for a bind mount", data[0].Key)
+		// The kernel ignores a bind mount's data, and so specifications have some. A
+		// bare word is more likely a mistake.
+		for _, d := range data {
+			if d.Value == "" {
+				return om, fmt.Errorf("options: unknown option %q for a bind mount", d.Key)
+			}
 		}
 		return om, p.planBind(&om, m, idmap)
 	case m.Type == "":

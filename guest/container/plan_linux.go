@@ -253,11 +253,13 @@ func limitsAnything(r *specs.LinuxResources) bool {
 // identity covers host name and user namespace.
 func (p *plan) identity() error {
 	s, l := p.spec, p.spec.Linux
-	if s.Hostname != "" && !p.own(specs.UTSNamespace) {
-		return badf("hostname: needs a new uts namespace")
+	// In a namespace that was joined the names change for all who are in it.
+	uts := p.own(specs.UTSNamespace) || p.joinsType(specs.UTSNamespace)
+	if s.Hostname != "" && !uts {
+		return badf("hostname: needs a uts namespace")
 	}
-	if s.Domainname != "" && !p.own(specs.UTSNamespace) {
-		return badf("domainname: needs a new uts namespace")
+	if s.Domainname != "" && !uts {
+		return badf("domainname: needs a uts namespace")
 	}
 	for field, v := range map[string]string{"hostname": s.Hostname, "domainname": s.Domainname} {
 		if len(v) > 64 || strings.ContainsRune(v, 0) {

@@ -130,10 +130,7 @@ func (a *app) start(ctx context.Context, args []string) (int, error) {
 		return 1, err
 	}
 	defer c.Close()
-	if err := c.Start(ctx); err != nil {
-		return 1, err
-	}
-	return 0, nil
+	return 0, a.warn(c.Start(ctx))
 }
 
 func (a *app) run(ctx context.Context, args []string) (int, error) {
@@ -168,7 +165,7 @@ func (a *app) run(ctx context.Context, args []string) (int, error) {
 	if err := writePID(f.pidFile, c.PID()); err != nil {
 		return 1, errors.Join(err, c.Delete(ctx))
 	}
-	if err := c.Start(ctx); err != nil {
+	if err := a.warn(c.Start(ctx)); err != nil {
 		return 1, errors.Join(err, c.Delete(ctx))
 	}
 	if detach {
@@ -176,9 +173,18 @@ func (a *app) run(ctx context.Context, args []string) (int, error) {
 	}
 	code, err := t.follow(ctx, c)
 	if !*keep {
-		err = errors.Join(err, c.Delete(ctx))
+		err = errors.Join(err, a.warn(c.Delete(ctx)))
 	}
 	return code, err
+}
+
+// warn reports an error that is only a warning, and returns any other.
+func (a *app) warn(err error) error {
+	if errors.Is(err, container.ErrHook) {
+		a.report(err)
+		return nil
+	}
+	return err
 }
 
 // ociState is what state and list print: the OCI's, and runc's additions.
@@ -274,11 +280,10 @@ func (a *app) deleteOne(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	// A created container is deleted too, as runc does: its program never ran.
-	if status != container.Stopped && status != container.Created && !force {
+	if status != container.Stopped && !force {
 		return fmt.Errorf("delete container %s, which is %s: stop it first, or use --force", id, status)
 	}
-	return c.Delete(ctx)
+	return a.warn(c.Delete(ctx))
 }
 
 func (a *app) list(_ context.Context, args []string) (int, error) {
