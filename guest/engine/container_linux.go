@@ -138,12 +138,6 @@ func (c *Container) event(action events.Action, more ...string) {
 	c.e.publish(events.ContainerEventType, action, c.id, attrs)
 }
 
-func (c *Container) name() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.rec.Name
-}
-
 // letGo gives up what this process holds of the container; it runs on.
 func (c *Container) letGo() {
 	c.mu.Lock()

@@ -12,19 +12,14 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	apinet "github.com/moby/moby/api/types/network"
-	"github.com/moby/sys/signal"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/berthvm/berth/guest/engine/logfile"
 	"github.com/berthvm/berth/guest/engine/record"
-	"github.com/berthvm/berth/guest/engine/runspec"
-	"github.com/berthvm/berth/guest/image"
+	"github.com/berthvm/berth/guest/engine/settings"
 )
 
-const (
-	defaultShm  = 64 << 20 // bytes
-	defaultStop = 10       // seconds
-)
+// defaultStop is how long a stop waits before it kills, in seconds.
+const defaultStop = 10
 
 // CreateOptions are what Create makes a container of. Create takes over the
 // structures.
@@ -66,11 +61,12 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 	if err != nil {
 		return "", nil, err
 	}
-	mergeImage(o.Config, img)
-	if err := setDefaults(o.HostConfig); err != nil {
+	settings.Merge(o.Config, &img.Spec.Config)
+	if err := settings.Defaults(o.HostConfig); err != nil {
 		return "", nil, err
 	}
-	if warnings, err = e.check(o); err != nil {
+	host := settings.Host{CPUs: ncpu(), Init: e.opts.InitPath != ""}
+	if warnings, err = settings.Check(o.Config, o.HostConfig, host); err != nil {
 		return "", nil, err
 	}
 	rec := &record.Record{ID: id, Created: time.Now().UTC(), ImageID: img.ID.String(), Platform: o.Platform,
@@ -165,264 +161,6 @@ func (e *Engine) unreserve(c *Container) {
 	if e.byName[c.rec.Name] == c {
 		delete(e.byName, c.rec.Name)
 	}
-}
-
-// mergeImage fills what the user left out with what the image says.
-func mergeImage(c *apicontainer.Config, img image.Image) {
-	from := img.Spec.Config
-	if c.User == "" {
-		c.User = from.User
-	}
-	if c.WorkingDir == "" {
-		c.WorkingDir = from.WorkingDir
-	}
-	if len(c.Entrypoint) == 0 {
-		if len(c.Cmd) == 0 {
-			c.Cmd = slices.Clone(from.Cmd)
-		}
-		if c.Entrypoint == nil {
-			c.Entrypoint = slices.Clone(from.Entrypoint)
-		}
-	} else if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
-		c.Entrypoint = nil // --entrypoint "" takes the image's away
-	}
-	for _, v := range from.Env {
-		name, _, _ := strings.Cut(v, "=")
-		if !slices.ContainsFunc(c.Env, func(o string) bool { n, _, _ := strings.Cut(o, "="); return n == name }) {
-			c.Env = append(c.Env, v)
-		}
-	}
-	for port := range from.ExposedPorts {
-		if p, err := apinet.ParsePort(port); err == nil {
-			if c.ExposedPorts == nil {
-				c.ExposedPorts = apinet.PortSet{}
-			}
-			c.ExposedPorts[p] = struct{}{}
-		}
-	}
-	for dir := range from.Volumes {
-		if c.Volumes == nil {
-			c.Volumes = map[string]struct{}{}
-		}
-		c.Volumes[dir] = struct{}{}
-	}
-	if len(from.Labels) > 0 && c.Labels == nil {
-		c.Labels = map[string]string{}
-	}
-	for k, v := range from.Labels {
-		if _, ok := c.Labels[k]; !ok {
-			c.Labels[k] = v
-		}
-	}
-	if c.StopSignal == "" {
-		c.StopSignal = from.StopSignal
-	}
-	mergeHealth(c, from.Healthcheck)
-	if c.Labels == nil {
-		c.Labels = map[string]string{}
-	}
-}
-
-func mergeHealth(c *apicontainer.Config, from *record.Healthcheck) {
-	if from == nil {
-		return
-	}
-	if c.Healthcheck == nil {
-		h := *from
-		c.Healthcheck = &h
-		return
-	}
-	h := c.Healthcheck
-	if len(h.Test) == 0 {
-		h.Test = from.Test
-	}
-	for _, d := range []struct{ to, from *time.Duration }{
-		{&h.Interval, &from.Interval}, {&h.Timeout, &from.Timeout},
-		{&h.StartPeriod, &from.StartPeriod}, {&h.StartInterval, &from.StartInterval},
-	} {
-		if *d.to == 0 {
-			*d.to = *d.from
-		}
-	}
-	if h.Retries == 0 {
-		h.Retries = from.Retries
-	}
-}
-
-// setDefaults fills what inspect shows of a container that asked for nothing.
-func setDefaults(h *apicontainer.HostConfig) error {
-	if h.ShmSize == 0 {
-		h.ShmSize = defaultShm
-	}
-	if h.LogConfig.Type == "" {
-		h.LogConfig.Type = "json-file"
-	}
-	if h.LogConfig.Config == nil {
-		h.LogConfig.Config = map[string]string{}
-	}
-	if h.NetworkMode == "" || h.NetworkMode.IsDefault() {
-		h.NetworkMode = "bridge"
-	}
-	if h.IpcMode.IsEmpty() {
-		h.IpcMode = apicontainer.IPCModePrivate
-	}
-	if h.CgroupnsMode.IsEmpty() {
-		h.CgroupnsMode = apicontainer.CgroupnsModePrivate
-		if h.Privileged {
-			h.CgroupnsMode = apicontainer.CgroupnsModeHost
-		}
-	}
-	if h.RestartPolicy.Name == "" {
-		h.RestartPolicy.Name = apicontainer.RestartPolicyDisabled
-	}
-	if h.Runtime == "" {
-		h.Runtime = "berth"
-	}
-	if h.PidsLimit != nil && *h.PidsLimit <= 0 {
-		h.PidsLimit = nil
-	}
-	if h.Memory > 0 && h.MemorySwap == 0 {
-		h.MemorySwap = 2 * h.Memory
-	}
-	s, err := runspec.ParseSecurity(h.SecurityOpt)
-	if err != nil {
-		return err
-	}
-	if !h.Privileged && !s.ClearPaths {
-		if h.MaskedPaths == nil {
-			h.MaskedPaths = runspec.MaskedPaths
-		}
-		if h.ReadonlyPaths == nil {
-			h.ReadonlyPaths = runspec.ReadonlyPaths
-		}
-	}
-	return nil
-}
-
-// check refuses what cannot be had, and warns of what is not heeded.
-func (e *Engine) check(o CreateOptions) (warnings []string, err error) {
-	c, h := o.Config, o.HostConfig
-	if err := apicontainer.ValidateRestartPolicy(h.RestartPolicy); err != nil {
-		return nil, invalid("%v", err)
-	}
-	switch {
-	case h.AutoRemove && !h.RestartPolicy.IsNone():
-		return nil, invalid("can't create 'AutoRemove' container with restart policy")
-	case h.ShmSize < 0:
-		return nil, invalid("SHM size can not be less than 0")
-	case h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000:
-		return nil, invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
-	case !h.IpcMode.Valid():
-		return nil, invalid("invalid IPC mode: %v", h.IpcMode)
-	case !h.PidMode.Valid():
-		return nil, invalid("invalid PID mode: %v", h.PidMode)
-	case !h.UTSMode.Valid():
-		return nil, invalid("invalid UTS mode: %v", h.UTSMode)
-	case !h.CgroupnsMode.Valid():
-		return nil, invalid("invalid cgroup namespace mode: %v", h.CgroupnsMode)
-	case h.UsernsMode != "" && !h.UsernsMode.IsHost():
-		return nil, invalid("invalid user namespace mode: %v", h.UsernsMode)
-	case h.Init != nil && *h.Init && e.opts.InitPath == "":
-		return nil, invalid("--init is not available: the engine was started without an init program")
-	case c.WorkingDir != "" && !strings.HasPrefix(c.WorkingDir, "/"):
-		return nil, invalid("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
-	case len(c.Entrypoint) == 0 && len(c.Cmd) == 0:
-		return nil, invalid("no command specified")
-	case h.Runtime != "berth" && h.Runtime != "runc" && h.Runtime != "io.containerd.runc.v2":
-		return nil, invalid("unknown or invalid runtime name: %s", h.Runtime)
-	case len(h.DeviceRequests) > 0:
-		return nil, invalid("could not select device driver %q with capabilities: %v",
-			h.DeviceRequests[0].Driver, h.DeviceRequests[0].Capabilities)
-	}
-	if err := checkLogging(h.LogConfig); err != nil {
-		return nil, err
-	}
-	if c.StopSignal != "" {
-		if _, err := signal.ParseSignal(c.StopSignal); err != nil {
-			return nil, invalid("%v", err)
-		}
-	}
-	for _, v := range c.Env {
-		if name, _, _ := strings.Cut(v, "="); name == "" {
-			return nil, invalid("invalid environment variable: %s", v)
-		}
-	}
-	if err := checkHealth(c.Healthcheck); err != nil {
-		return nil, err
-	}
-	if _, err := runspec.Capabilities(h.CapAdd, h.CapDrop, h.Privileged); err != nil {
-		return nil, err
-	}
-	if err := runspec.CheckResources(&h.Resources, ncpu()); err != nil {
-		return nil, err
-	}
-	if h.OomKillDisable != nil && *h.OomKillDisable {
-		warnings = append(warnings, "Your kernel does not support OomKillDisable. OomKillDisable discarded.")
-		h.OomKillDisable = nil
-	}
-	if h.MemorySwappiness != nil && *h.MemorySwappiness != -1 {
-		warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
-		h.MemorySwappiness = nil
-	}
-	if _, err := wantedPorts(c, h); err != nil {
-		return nil, err
-	}
-	if h.NetworkMode.IsHost() && len(h.PortBindings) > 0 {
-		warnings = append(warnings, "Published ports are discarded when using host network mode")
-	}
-	return warnings, e.checkNetworking(o)
-}
-
-func checkLogging(l apicontainer.LogConfig) error {
-	switch l.Type {
-	case "json-file", "local":
-		_, err := logfile.ParseOptions(l.Type, l.Config)
-		return err
-	case "none":
-		return nil
-	}
-	return invalid("logger: no log driver named '%s' is registered", l.Type)
-}
-
-func checkHealth(h *record.Healthcheck) error {
-	if h == nil {
-		return nil
-	}
-	for _, d := range []struct {
-		name string
-		v    time.Duration
-	}{{"Interval", h.Interval}, {"Timeout", h.Timeout}, {"StartPeriod", h.StartPeriod}, {"StartInterval", h.StartInterval}} {
-		if d.v != 0 && d.v < apicontainer.MinimumDuration {
-			return invalid("%s in Healthcheck cannot be less than %s", d.name, apicontainer.MinimumDuration)
-		}
-	}
-	if h.Retries < 0 {
-		return invalid("Retries in Healthcheck cannot be negative")
-	}
-	if len(h.Test) > 0 && !slices.Contains([]string{"NONE", "CMD", "CMD-SHELL"}, h.Test[0]) {
-		return invalid("Unknown health check type '%s'", h.Test[0])
-	}
-	return nil
-}
-
-// checkNetworking refuses networks that do not exist or do not go together.
-func (e *Engine) checkNetworking(o CreateOptions) error {
-	mode := o.HostConfig.NetworkMode
-	if mode.IsContainer() {
-		switch {
-		case len(o.HostConfig.PortBindings) > 0:
-			return invalid("conflicting options: port publishing and the container type network mode")
-		case len(o.HostConfig.Links) > 0:
-			return invalid("conflicting options: container type network can't be used with links. This would result in undefined behavior")
-		case len(o.HostConfig.DNS) > 0:
-			return invalid("conflicting options: dns and the network mode")
-		}
-		return nil
-	}
-	if mode.IsHost() && len(o.HostConfig.Links) > 0 {
-		return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
-	}
-	return nil
 }
 
 // wantedNetworks returns the networks to attach at start, by name.

@@ -3,8 +3,6 @@ package engine
 import (
 	"fmt"
 	"os"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,22 +26,6 @@ func resize(master *os.File, height, width uint) error {
 		return fmt.Errorf("resize the terminal: %w", err)
 	}
 	return nil
-}
-
-func ownerOf(info os.FileInfo) int {
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return int(st.Uid)
-	}
-	return 0
-}
-
-// bootTime is when the machine was started, by its clock of now.
-func bootTime() time.Time {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return time.Time{}
-	}
-	return time.Now().Add(-time.Duration(ts.Nano()))
 }
 
 // OpenFiles is how many descriptors this process has.

@@ -14,6 +14,7 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 	apinet "github.com/moby/moby/api/types/network"
 
+	"github.com/berthvm/berth/guest/engine/settings"
 	"github.com/berthvm/berth/guest/network"
 )
 
@@ -33,58 +34,11 @@ type published struct {
 	close  io.Closer // nil: inside the machine only
 }
 
-// wantedPort is one binding that the user asked for.
-type wantedPort struct {
-	port        apinet.Port
-	hostIP      netip.Addr
-	first, last uint16 // on the host; 0: any
-}
-
-// wantedPorts returns what is to be published, in a fixed order.
-func wantedPorts(cfg *apicontainer.Config, h *apicontainer.HostConfig) ([]wantedPort, error) {
-	var out []wantedPort
-	for port, bindings := range h.PortBindings {
-		if !port.IsValid() || port.Num() == 0 {
-			return nil, invalid("invalid port specification: %q", port.String())
-		}
-		switch port.Proto() {
-		case apinet.TCP, apinet.UDP:
-		default:
-			return nil, invalid("cannot publish %s: only tcp and udp are forwarded from the host", port)
-		}
-		for _, b := range bindings {
-			w := wantedPort{port: port, hostIP: b.HostIP}
-			if w.hostIP.IsUnspecified() {
-				w.hostIP = netip.Addr{}
-			}
-			if b.HostPort != "" {
-				r, err := apinet.ParsePortRange(b.HostPort)
-				if err != nil {
-					return nil, invalid("invalid port specification: %q", b.HostPort)
-				}
-				w.first, w.last = r.Start(), r.End()
-			}
-			out = append(out, w)
-		}
-	}
-	if h.PublishAllPorts {
-		for port := range cfg.ExposedPorts {
-			if len(h.PortBindings[port]) == 0 {
-				out = append(out, wantedPort{port: port})
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b wantedPort) int {
-		return cmp.Or(cmp.Compare(a.port.Num(), b.port.Num()), cmp.Compare(a.port.Proto(), b.port.Proto()), cmp.Compare(a.first, b.first))
-	})
-	return out, nil
-}
-
 // publishPorts publishes the container's ports, on the host and in the machine.
 // It is all or nothing.
 func (b *building) publishPorts(ctx context.Context) error {
 	c, e := b.c, b.e
-	want, err := wantedPorts(c.rec.Config, c.rec.HostConfig)
+	want, err := settings.Ports(c.rec.Config, c.rec.HostConfig)
 	if err != nil || len(want) == 0 {
 		return err
 	}
@@ -123,16 +77,16 @@ func (c *Container) inMachine() []network.Port {
 
 // publishPort listens for one binding, on the first port of its range that is
 // free.
-func (e *Engine) publishPort(ctx context.Context, w wantedPort, addr netip.Addr) (published, error) {
-	p := published{port: w.port, hostIP: w.hostIP}
-	target := netip.AddrPortFrom(addr, w.port.Num())
+func (e *Engine) publishPort(ctx context.Context, w settings.Port, addr netip.Addr) (published, error) {
+	p := published{port: w.Port, hostIP: w.HostIP}
+	target := netip.AddrPortFrom(addr, w.Port.Num())
 	if e.opts.Publisher == nil {
-		p.host = max(w.first, 1)
+		p.host = max(w.First, 1)
 		return p, nil
 	}
 	var failed error
-	for n := int(w.first); n <= int(w.last); n++ {
-		at, closer, err := e.listen(ctx, string(w.port.Proto()), w.hostIP, uint16(n), target)
+	for n := int(w.First); n <= int(w.Last); n++ {
+		at, closer, err := e.listen(ctx, string(w.Port.Proto()), w.HostIP, uint16(n), target)
 		if err == nil {
 			p.host, p.close = at.Port(), closer
 			return p, nil
@@ -159,7 +113,8 @@ func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port u
 		return at, closer, nil
 	}
 	if strings.Contains(err.Error(), allocated) {
-		return at, nil, fmt.Errorf("Bind for 0.0.0.0:%d failed: %s", port, allocated) //nolint:staticcheck // docker's words
+		//lint:ignore ST1005 docker's words, which clients look for
+		return at, nil, fmt.Errorf("Bind for 0.0.0.0:%d failed: %s", port, allocated)
 	}
 	return e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(netip.IPv4Unspecified(), port).String(), target)
 }
@@ -190,7 +145,7 @@ func (e *Engine) publishAgain(ctx context.Context, c *Container) {
 		if !ok {
 			continue
 		}
-		w := wantedPort{port: port, hostIP: was.HostIP, first: was.HostPort, last: was.HostPort}
+		w := settings.Port{Port: port, HostIP: was.HostIP, First: was.HostPort, Last: was.HostPort}
 		p, err := e.publishPort(ctx, w, addr)
 		// The host may not have noticed yet that the former engine is gone.
 		for try := 0; try < 10 && err != nil && strings.Contains(err.Error(), allocated) && sleep(ctx, 50*time.Millisecond); try++ {

@@ -485,20 +485,29 @@ func (c *Container) adopt(r *run, en ends) error {
 		return errors.New("the engine is shutting down")
 	}
 	r.master = master
+	if err := c.openStdin(stdin, master); err != nil {
+		return err
+	}
+	c.run = r
+	return nil
+}
+
+// openStdin gives the streams what the user's input is written to. The caller
+// holds mu.
+func (c *Container) openStdin(stdin, master *os.File) error {
 	switch {
 	case master != nil && c.rec.Config.OpenStdin:
 		in, err := dup(master)
 		if err != nil {
 			return err
 		}
-		streams.SetStdin(in, nil)
+		c.streams.SetStdin(in, nil)
 	case stdin != nil:
 		key := c.key()
-		streams.SetStdin(stdin, func() { _ = c.e.dropStdin(key) })
+		c.streams.SetStdin(stdin, func() { _ = c.e.dropStdin(key) })
 	default:
-		streams.SetStdin(nil, nil)
+		c.streams.SetStdin(nil, nil)
 	}
-	c.run = r
 	return nil
 }
 

@@ -2,9 +2,7 @@ package engine
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -17,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 
 	"github.com/berthvm/berth/guest/container/cgroup"
+	"github.com/berthvm/berth/guest/engine/proctable"
 )
 
 // statsInterval is how often a stream of stats reports.
@@ -174,7 +173,7 @@ func (e *Engine) Top(ctx context.Context, name, args string) (*apicontainer.TopR
 	}
 	c.event(events.ActionTop)
 	c.mu.Unlock()
-	columns, err := topColumns(args)
+	columns, err := proctable.Columns(args)
 	if err != nil {
 		return nil, err
 	}
@@ -183,168 +182,10 @@ func (e *Engine) Top(ctx context.Context, name, args string) (*apicontainer.TopR
 		return nil, fmt.Errorf("list the processes of %s: %w", name, err)
 	}
 	slices.Sort(pids)
-	out := &apicontainer.TopResponse{Processes: [][]string{}}
-	for _, col := range columns {
-		out.Titles = append(out.Titles, col.title)
+	out := &apicontainer.TopResponse{}
+	for _, c := range columns {
+		out.Titles = append(out.Titles, c.Title)
 	}
-	for _, pid := range pids {
-		p, err := readProcess(pid)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // it has ended
-		}
-		if err != nil {
-			return nil, err
-		}
-		var row []string
-		for _, col := range columns {
-			row = append(row, col.value(p))
-		}
-		out.Processes = append(out.Processes, row)
-	}
-	return out, nil
-}
-
-// process is one line of /proc.
-type process struct {
-	pid, ppid, uid int
-	comm, state    string
-	tty            string
-	cpu            time.Duration
-	start          time.Time
-	rss, vsz       int64 // bytes
-	command        string
-}
-
-type column struct {
-	name, title string
-	value       func(process) string
-}
-
-var columns = []column{
-	{"uid", "UID", func(p process) string { return userName(p.uid) }},
-	{"pid", "PID", func(p process) string { return strconv.Itoa(p.pid) }},
-	{"ppid", "PPID", func(p process) string { return strconv.Itoa(p.ppid) }},
-	{"c", "C", func(p process) string {
-		up := time.Since(p.start)
-		if up <= 0 {
-			return "0"
-		}
-		return strconv.Itoa(int(100 * p.cpu / up))
-	}},
-	{"stime", "STIME", func(p process) string { return p.start.Format("15:04") }},
-	{"tty", "TTY", func(p process) string { return p.tty }},
-	{"time", "TIME", func(p process) string {
-		s := int(p.cpu / time.Second)
-		return fmt.Sprintf("%02d:%02d:%02d", s/3600, s/60%60, s%60)
-	}},
-	{"cmd", "CMD", func(p process) string { return p.command }},
-	{"user", "USER", func(p process) string { return userName(p.uid) }},
-	{"comm", "COMMAND", func(p process) string { return p.comm }},
-	{"args", "COMMAND", func(p process) string { return p.command }},
-	{"command", "COMMAND", func(p process) string { return p.command }},
-	{"stat", "STAT", func(p process) string { return p.state }},
-	{"rss", "RSS", func(p process) string { return strconv.FormatInt(p.rss>>10, 10) }},
-	{"vsz", "VSZ", func(p process) string { return strconv.FormatInt(p.vsz>>10, 10) }},
-}
-
-func topColumns(args string) ([]column, error) {
-	var names []string
-	fields := strings.Fields(args)
-	for i := 0; i < len(fields); i++ {
-		f := fields[i]
-		switch {
-		case f == "-ef", f == "-e", f == "-f", f == "ef", f == "-A":
-		case f == "aux", f == "-aux":
-			names = []string{"user", "pid", "vsz", "rss", "tty", "stat", "time", "command"}
-		case (f == "-o" || f == "-eo" || f == "o") && i+1 < len(fields):
-			i++
-			names = append(names, strings.Split(fields[i], ",")...)
-		case strings.HasPrefix(f, "-o"), strings.HasPrefix(f, "-eo"):
-			_, list, _ := strings.Cut(f, "o")
-			names = append(names, strings.Split(list, ",")...)
-		default:
-			return nil, invalid("ps: unsupported option %q: Berth knows -ef, aux and -o with columns", f)
-		}
-	}
-	if names == nil {
-		return columns[:8], nil
-	}
-	var out []column
-	for _, name := range names {
-		name, title, renamed := strings.Cut(name, "=")
-		i := slices.IndexFunc(columns, func(c column) bool { return c.name == strings.ToLower(name) })
-		if i < 0 {
-			return nil, invalid("ps: unknown column %q", name)
-		}
-		col := columns[i]
-		if renamed && title != "" {
-			col.title = title
-		}
-		out = append(out, col)
-	}
-	if !slices.ContainsFunc(out, func(c column) bool { return c.name == "pid" }) {
-		return nil, invalid("Couldn't find PID field in ps output")
-	}
-	return out, nil
-}
-
-func userName(uid int) string {
-	if uid == 0 {
-		return "root"
-	}
-	return strconv.Itoa(uid)
-}
-
-func readProcess(pid int) (process, error) {
-	p := process{pid: pid, tty: "?"}
-	dir := fmt.Sprintf("/proc/%d/", pid)
-	stat, err := os.ReadFile(dir + "stat")
-	if err != nil {
-		return p, gone(err)
-	}
-	cmdline, err := os.ReadFile(dir + "cmdline")
-	if err != nil {
-		return p, gone(err)
-	}
-	if info, err := os.Stat(dir); err == nil {
-		p.uid = ownerOf(info)
-	}
-	if err := p.parseStat(stat); err != nil {
-		return p, err
-	}
-	p.command = strings.TrimSpace(string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
-	if p.command == "" {
-		p.command = "[" + p.comm + "]"
-	}
-	return p, nil
-}
-
-// gone makes the two errors that a process which has ended gives one.
-func gone(err error) error {
-	if errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "no such process") {
-		return os.ErrNotExist
-	}
-	return err
-}
-
-// parseStat reads /proc/PID/stat, where the name may hold anything.
-func (p *process) parseStat(stat []byte) error {
-	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
-	if open < 0 || end < open {
-		return errors.New("malformed /proc/PID/stat")
-	}
-	p.comm = string(stat[open+1 : end])
-	f := strings.Fields(string(stat[end+1:]))
-	if len(f) < 22 {
-		return errors.New("malformed /proc/PID/stat")
-	}
-	num := func(i int) int64 { n, _ := strconv.ParseInt(f[i], 10, 64); return n }
-	p.state, p.ppid = f[0], int(num(1))
-	if tty := num(4); tty>>8 >= 136 && tty>>8 < 144 {
-		p.tty = "pts/" + strconv.FormatInt(tty&0xff|tty>>12&0xfff00, 10)
-	}
-	p.cpu = time.Duration(num(11)+num(12)) * (time.Second / 100)
-	p.start = bootTime().Add(time.Duration(num(19)) * (time.Second / 100))
-	p.vsz, p.rss = num(20), num(21)*int64(os.Getpagesize())
-	return nil
+	out.Processes, err = proctable.Rows(columns, pids)
+	return out, err
 }

@@ -69,7 +69,7 @@ func (e *Engine) Attach(ctx context.Context, name string, a Attached) error {
 	if !cfg.OpenStdin {
 		in = nil
 	}
-	err = streams.Attach(ctx, reader, stdio.Attachment{Stdin: in, Interrupt: a.Interrupt, Stdout: a.Stdout, Stderr: a.Stderr,
+	err = streams.Attach(ctx, reader, stdio.Attachment{Stdin: in, Interrupt: a.Interrupt,
 		Out: out, TTY: cfg.Tty, DetachKeys: a.DetachKeys, CloseStdin: cfg.StdinOnce})
 	if errors.Is(err, stdio.ErrDetached) {
 		c.mu.Lock()

@@ -10,6 +10,8 @@ import (
 
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+
+	"github.com/berthvm/berth/guest/engine/settings"
 )
 
 // watch starts what a running container needs beside it: the watch for processes
@@ -33,7 +35,7 @@ func (c *Container) watch(r *run) {
 			})
 		})
 	}
-	check := healthCommand(c.rec.Config)
+	check := settings.HealthCommand(c.rec.Config)
 	if check == nil {
 		c.rec.State.Health = nil
 		return
@@ -41,25 +43,6 @@ func (c *Container) watch(r *run) {
 	c.rec.State.Health = &apicontainer.Health{Status: apicontainer.Starting}
 	h := *c.rec.Config.Healthcheck
 	start(func() { c.checkHealth(ctx, check, h) })
-}
-
-// healthCommand is the command of a health check, or nil.
-func healthCommand(cfg *apicontainer.Config) []string {
-	if cfg.Healthcheck == nil || len(cfg.Healthcheck.Test) < 2 {
-		return nil
-	}
-	test := cfg.Healthcheck.Test
-	switch test[0] {
-	case "CMD":
-		return test[1:]
-	case "CMD-SHELL":
-		shell := cfg.Shell
-		if len(shell) == 0 {
-			shell = []string{"/bin/sh", "-c"}
-		}
-		return append(append([]string{}, shell...), test[1])
-	}
-	return nil
 }
 
 const (

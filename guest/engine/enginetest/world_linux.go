@@ -298,6 +298,7 @@ func (p publisher) Open(_ context.Context, proto, address string, _ netip.AddrPo
 	defer p.w.mu.Unlock()
 	key := proto + " " + at.String()
 	if at.Port() == 8080 || p.w.host[key] {
+		//lint:ignore ST1005 docker's words, which the host says
 		return at, nil, fmt.Errorf("Bind for %s failed: port is already allocated", at)
 	}
 	p.w.host[key] = true

@@ -8,19 +8,21 @@ import (
 
 // Status is where a container is in its life.
 //
-//	            ┌───────────────────────────────┐
-//	            ▼                               │
-//	created ─► running ◄─► paused               │
-//	   │        │  │  ▲      │                  │
-//	   │        │  ▼  │      │                  │
-//	   │        │ restarting │                  │
-//	   │        ▼     ▼      ▼                  │
-//	   │       exited ◄──────┘ ─────────────────┘
-//	   ▼          ▼
-//	removing ◄────┘  removing ─► (gone) or dead ─► removing
+//	created ──► running ◄──► paused
+//	  │  │      ▲ │  ▲ │       │ │
+//	  │  │      │ ▼  │ ▼       │ │
+//	  │  │  restarting │ ◄─────┘ │
+//	  │  │      ▲ │    │         │
+//	  │  │      │ ▼    ▼         │
+//	  │  └────► exited ◄─────────┘
+//	  ▼           │        (exited ──► running, too)
+//	removing ◄────┘
+//	  ▲ │
+//	  │ ▼
+//	 dead        (removing ends in dead, or in nothing)
 //
 // A container that is restarting has ended and will be started again; it is
-// exited when nobody wants that any more.
+// exited when nobody wants that any more. It may be removed, too.
 type Status int
 
 // The statuses. Their names (String) are docker's, and what is persisted.

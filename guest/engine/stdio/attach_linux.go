@@ -19,8 +19,7 @@ type Attachment struct {
 	Stdin io.Reader // nil: not attached
 	// Interrupt makes a Read of Stdin return; it is called when the process has
 	// ended. It must be set with Stdin.
-	Interrupt      func()
-	Stdout, Stderr bool
+	Interrupt func()
 	// Out takes output. An error ends the attachment.
 	Out func(stream Stream, p []byte) error
 

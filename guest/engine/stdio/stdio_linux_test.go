@@ -207,7 +207,7 @@ func TestAttach(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- set.Attach(context.Background(), reader, Attachment{
-			Stdin: in, Interrupt: func() { in.Close() }, Stdout: true, CloseStdin: true,
+			Stdin: in, Interrupt: func() { in.Close() }, CloseStdin: true,
 			Out: func(_ Stream, p []byte) error { out.Write(p); return nil },
 		})
 	}()

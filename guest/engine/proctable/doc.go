@@ -1,0 +1,2 @@
+// Package proctable lists processes as ps does, from /proc.
+package proctable

@@ -1,0 +1,206 @@
+package proctable
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// process is one line of /proc.
+type process struct {
+	pid, ppid, uid int
+	comm, state    string
+	tty            string
+	cpu            time.Duration
+	start          time.Time
+	rss, vsz       int64 // bytes
+	command        string
+}
+
+// Column is one column of a table.
+type Column struct {
+	Title string
+
+	name  string
+	value func(process) string
+}
+
+var columns = []Column{
+	{"UID", "uid", func(p process) string { return userName(p.uid) }},
+	{"PID", "pid", func(p process) string { return strconv.Itoa(p.pid) }},
+	{"PPID", "ppid", func(p process) string { return strconv.Itoa(p.ppid) }},
+	{"C", "c", func(p process) string {
+		up := time.Since(p.start)
+		if up <= 0 {
+			return "0"
+		}
+		return strconv.Itoa(int(100 * p.cpu / up))
+	}},
+	{"STIME", "stime", func(p process) string { return p.start.Format("15:04") }},
+	{"TTY", "tty", func(p process) string { return p.tty }},
+	{"TIME", "time", func(p process) string {
+		s := int(p.cpu / time.Second)
+		return fmt.Sprintf("%02d:%02d:%02d", s/3600, s/60%60, s%60)
+	}},
+	{"CMD", "cmd", func(p process) string { return p.command }},
+	{"USER", "user", func(p process) string { return userName(p.uid) }},
+	{"COMMAND", "comm", func(p process) string { return p.comm }},
+	{"COMMAND", "args", func(p process) string { return p.command }},
+	{"COMMAND", "command", func(p process) string { return p.command }},
+	{"STAT", "stat", func(p process) string { return p.state }},
+	{"RSS", "rss", func(p process) string { return strconv.FormatInt(p.rss>>10, 10) }},
+	{"VSZ", "vsz", func(p process) string { return strconv.FormatInt(p.vsz>>10, 10) }},
+}
+
+// Columns reads ps's arguments: "-ef", docker's default, "aux", and the names of
+// columns ("-o pid,comm"). Errors are errdefs.ErrInvalidArgument.
+func Columns(args string) ([]Column, error) {
+	var names []string
+	fields := strings.Fields(args)
+	for i := 0; i < len(fields); i++ {
+		f := fields[i]
+		switch {
+		case f == "-ef", f == "-e", f == "-f", f == "ef", f == "-A":
+		case f == "aux", f == "-aux":
+			names = []string{"user", "pid", "vsz", "rss", "tty", "stat", "time", "command"}
+		case (f == "-o" || f == "-eo" || f == "o") && i+1 < len(fields):
+			i++
+			names = append(names, strings.Split(fields[i], ",")...)
+		case strings.HasPrefix(f, "-o"), strings.HasPrefix(f, "-eo"):
+			_, list, _ := strings.Cut(f, "o")
+			names = append(names, strings.Split(list, ",")...)
+		default:
+			return nil, invalid("ps: unsupported option %q: Berth knows -ef, aux and -o with columns", f)
+		}
+	}
+	if names == nil {
+		return columns[:8], nil
+	}
+	var out []Column
+	for _, name := range names {
+		name, title, renamed := strings.Cut(name, "=")
+		i := slices.IndexFunc(columns, func(c Column) bool { return c.name == strings.ToLower(name) })
+		if i < 0 {
+			return nil, invalid("ps: unknown column %q", name)
+		}
+		col := columns[i]
+		if renamed && title != "" {
+			col.Title = title
+		}
+		out = append(out, col)
+	}
+	if !slices.ContainsFunc(out, func(c Column) bool { return c.name == "pid" }) {
+		return nil, invalid("Couldn't find PID field in ps output")
+	}
+	return out, nil
+}
+
+func userName(uid int) string {
+	if uid == 0 {
+		return "root"
+	}
+	return strconv.Itoa(uid)
+}
+
+// Rows describes those of the processes that still exist.
+func Rows(columns []Column, pids []int) ([][]string, error) {
+	rows := [][]string{}
+	for _, pid := range pids {
+		p, err := readProcess(pid)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		var row []string
+		for _, c := range columns {
+			row = append(row, c.value(p))
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func invalid(format string, args ...any) error {
+	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+}
+
+func readProcess(pid int) (process, error) {
+	p := process{pid: pid, tty: "?"}
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		return p, gone(err)
+	}
+	cmdline, err := os.ReadFile(dir + "cmdline")
+	if err != nil {
+		return p, gone(err)
+	}
+	if info, err := os.Stat(dir); err == nil {
+		p.uid = ownerOf(info)
+	}
+	if err := p.parseStat(stat); err != nil {
+		return p, err
+	}
+	p.command = strings.TrimSpace(string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+	if p.command == "" {
+		p.command = "[" + p.comm + "]"
+	}
+	return p, nil
+}
+
+// gone makes the two errors that a process which has ended gives one.
+func gone(err error) error {
+	if errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "no such process") {
+		return os.ErrNotExist
+	}
+	return err
+}
+
+// parseStat reads /proc/PID/stat, where the name may hold anything.
+func (p *process) parseStat(stat []byte) error {
+	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || end < open {
+		return errors.New("malformed /proc/PID/stat")
+	}
+	p.comm = string(stat[open+1 : end])
+	f := strings.Fields(string(stat[end+1:]))
+	if len(f) < 22 {
+		return errors.New("malformed /proc/PID/stat")
+	}
+	num := func(i int) int64 { n, _ := strconv.ParseInt(f[i], 10, 64); return n }
+	p.state, p.ppid = f[0], int(num(1))
+	if tty := num(4); tty>>8 >= 136 && tty>>8 < 144 {
+		p.tty = "pts/" + strconv.FormatInt(tty&0xff|tty>>12&0xfff00, 10)
+	}
+	p.cpu = time.Duration(num(11)+num(12)) * (time.Second / 100)
+	p.start = bootTime().Add(time.Duration(num(19)) * (time.Second / 100))
+	p.vsz, p.rss = num(20), num(21)*int64(os.Getpagesize())
+	return nil
+}
+
+func ownerOf(info os.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return 0
+}
+
+// bootTime is when the machine was started, by its clock of now.
+func bootTime() time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(ts.Nano()))
+}
