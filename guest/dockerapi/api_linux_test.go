@@ -25,10 +25,6 @@ import (
 
 	"github.com/berthvm/berth/guest/dockerapi"
 	"github.com/berthvm/berth/guest/engine/enginetest"
-	"github.com/berthvm/berth/guest/engine/images"
-	"github.com/berthvm/berth/guest/engine/volumes"
-	"github.com/berthvm/berth/guest/image"
-	"github.com/berthvm/berth/guest/volume"
 )
 
 func TestMain(m *testing.M) {
@@ -43,21 +39,10 @@ func handler(t testing.TB) (http.Handler, *enginetest.World) {
 	t.Helper()
 	w := enginetest.New(t)
 	e := w.Engine()
-	store, err := image.Open(ctx, image.Options{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { store.Close() })
-	vols, err := volume.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	builtin := make(chan struct{})
-	close(builtin)
 	about := system.VersionResponse{Version: "1.2.3"}
 	about.Platform.Name = "Berth 1.2.3"
-	api := dockerapi.New(dockerapi.Config{Log: slog.New(slog.DiscardHandler), Engine: e, Images: images.New(store, e, builtin),
-		Volumes: volumes.New(vols, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
+	api := dockerapi.New(dockerapi.Config{Log: slog.New(slog.DiscardHandler), Engine: e, Images: enginetest.Images(t, e),
+		Volumes: enginetest.Volumes(t, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
 	return api, w
 }
 
