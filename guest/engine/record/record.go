@@ -164,7 +164,16 @@ func writeFile(name string, data []byte, durable bool) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return os.Rename(f.Name(), name)
+	if err := os.Rename(f.Name(), name); err != nil || !durable {
+		return err
+	}
+	// The content was synced, but the name still stands for the one before.
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // Remove deletes a container's directory. It is no error if there is none.
