@@ -160,7 +160,11 @@ func TestRunAttached(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				t.Fatal("wait does not end")
 			}
-			if left := w.Leftovers(); len(left) > 0 {
+			left := w.Leftovers() // the disk is cleaned in the background
+			for end := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(end); left = w.Leftovers() {
+				time.Sleep(5 * time.Millisecond)
+			}
+			if len(left) > 0 {
 				t.Errorf("left behind: %q", left)
 			}
 		})
