@@ -166,17 +166,7 @@ func main() {
 // with a bare clone and exec of the same binary in the VM.
 func BenchmarkRun(b *testing.B) {
 	h := machine(b)
-	dir := b.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(bareExec), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	bin := filepath.Join(dir, "bare")
-	build := exec.Command("go", "build", "-o", bin, filepath.Join(dir, "main.go"))
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v: %s", err, out)
-	}
-	program, err := os.ReadFile(bin)
+	program, err := os.ReadFile(buildProgram(b, bareExec))
 	if err != nil {
 		b.Fatal(err)
 	}

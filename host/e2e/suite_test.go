@@ -282,6 +282,22 @@ func (c client) fails(t testing.TB, want string, args ...string) result {
 	return r
 }
 
+// buildProgram compiles the source of a static program and returns its path.
+func buildProgram(t testing.TB, source string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "program")
+	build := exec.Command("go", "build", "-o", program, filepath.Join(dir, "main.go"))
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program
+}
+
 // eventually waits for a condition that comes about by itself.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
