@@ -13,11 +13,9 @@ import (
 	"testing"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
-
 	"github.com/berthvm/berth/guest/container/cgroup"
 	"github.com/berthvm/berth/guest/container/initproc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // The test binary is its own berth-exec: there need not be a Go toolchain where
@@ -31,6 +29,10 @@ func init() {
 func TestMain(m *testing.M) {
 	if os.Args[0] == "berth-exec" {
 		initproc.Main()
+	}
+	if arg := os.Getenv(creatorEnv); arg != "" {
+		creatorMain(arg)
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -233,4 +235,5 @@ func sh(t testing.TB, spec *specs.Spec, script string) string {
 	return strings.TrimSpace(out)
 }
 
-var _ = unix.SIGKILL
+// bg is for what has no test to end with.
+var bg = context.Background()
