@@ -33,6 +33,9 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 		return status
 	}
 	defer f.release(n)
+	if status := f.mayOpen(); !status.Ok() {
+		return status
+	}
 	fd, err := unix.Openat(n.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return errno(err)

@@ -12,6 +12,10 @@
 // follow, inside its own tree. The folders named in Options.Hidden do not exist
 // for the guest, which cannot move what leads to them either.
 //
+// A guest may know more files than a process may have open: the descriptors of
+// those it has not used for long are closed, and opened again by the same single
+// name in the same folder, if that still is the same file.
+//
 // # Owners and modes
 //
 // On the host everything belongs to the user who runs Berth. What the guest's

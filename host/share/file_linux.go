@@ -11,6 +11,16 @@ func openFlags(guest uint32) int {
 	return int(guest)&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_SYNC|unix.O_DSYNC) | unix.O_CLOEXEC
 }
 
+// mayOpen says whether the guest may have one more file open.
+func (f *FS) mayOpen() fuse.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.handles) >= f.mostHandles {
+		return fuse.Status(unix.ENFILE)
+	}
+	return fuse.OK
+}
+
 // opened hands h to the guest.
 func (f *FS) opened(h *handle, out *fuse.OpenOut) {
 	f.mu.Lock()
@@ -72,6 +82,9 @@ func (f *FS) openNode(id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
 	defer f.release(n)
 	if n.kind != unix.S_IFREG {
 		return fuse.Status(unix.ENXIO)
+	}
+	if status := f.mayOpen(); !status.Ok() {
+		return status
 	}
 	fd, err := unix.Open(path(n.fd), openFlags(flags), 0)
 	if err != nil {

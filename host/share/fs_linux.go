@@ -1,6 +1,7 @@
 package share
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,7 +22,11 @@ type Options struct {
 	// lie in the folder. The folders that lead to them can be neither moved nor
 	// removed.
 	Hidden []string
-	Log    *slog.Logger // nil for none
+	// Descriptors is how many the FS may hold, about; 0 for a modest number. Files
+	// beyond that are opened anew when the guest comes back to them, and what it
+	// opens itself fails with ENFILE.
+	Descriptors int
+	Log         *slog.Logger // nil for none
 }
 
 // FS serves one folder. Its methods are safe for concurrent use.
@@ -46,6 +51,10 @@ type FS struct {
 	secret  map[file]bool
 	pinned  map[file]bool // what leads to them
 	rootFD  int
+
+	open        *list.List // of the nodes that have a descriptor, the least used last
+	mostNodes   int        // in open, but for a moment and for what cannot be opened again
+	mostHandles int
 }
 
 // file is a file's identity on the host.
@@ -55,18 +64,6 @@ type file struct{ dev, ino uint64 }
 type entry struct {
 	dir  file
 	name string
-}
-
-// node is a file the guest knows. Its descriptor is closed when the guest has
-// forgotten it; a request in flight holds a reference of its own.
-type node struct {
-	id   uint64
-	fd   int // O_PATH
-	file file
-	kind uint32 // S_IFMT bits on the host
-
-	lookups uint64 // by the guest; guarded by FS.mu
-	uses    int    // requests in flight; guarded by FS.mu
 }
 
 // handle is an open file or folder. Its descriptor is closed when the guest has
@@ -97,11 +94,16 @@ func New(folder string, o Options) (*FS, error) {
 		secret:        map[file]bool{},
 		pinned:        map[file]bool{},
 		rootFD:        fd,
+		open:          list.New(),
 	}
+	if o.Descriptors == 0 {
+		o.Descriptors = 4096
+	}
+	f.mostNodes, f.mostHandles = max(o.Descriptors/2, 8), max(o.Descriptors/2, 8)
 	for _, p := range o.Hidden {
 		f.hide(p)
 	}
-	if err := f.open(); err != nil {
+	if err := f.begin(); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot share %s: %w", folder, err)
 	}
@@ -137,14 +139,8 @@ func resolved(p string) string {
 	return p
 }
 
-// isPinned says whether name must keep its place.
-func (f *FS) isPinned(dir *node, name string) bool {
-	var st unix.Stat_t
-	return len(f.pinned) > 0 && unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && f.pinned[identity(&st)]
-}
-
-// open starts a session: the guest knows the root and nothing else.
-func (f *FS) open() error {
+// begin starts a session: the guest knows the root and nothing else.
+func (f *FS) begin() error {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.rootFD, &st); err != nil {
 		return err
@@ -155,6 +151,7 @@ func (f *FS) open() error {
 	}
 	f.rootDev = st.Dev
 	root := &node{id: fuse.FUSE_ROOT_ID, fd: fd, file: identity(&st), kind: st.Mode & unix.S_IFMT, lookups: 1}
+	root.open = f.open.PushFront(root)
 	f.nodes = map[uint64]*node{root.id: root}
 	f.byFile = map[file]*node{root.file: root}
 	f.handles = map[uint64]*handle{}
@@ -202,7 +199,7 @@ func (f *FS) Reset() error {
 		return os.ErrClosed
 	}
 	f.drop()
-	return f.open()
+	return f.begin()
 }
 
 // Close ends the sharing. Requests fail afterwards.
@@ -223,27 +220,18 @@ func (f *FS) drop() {
 		unix.Close(h.fd)
 	}
 	for _, n := range f.nodes {
-		unix.Close(n.fd)
+		if n.fd >= 0 {
+			unix.Close(n.fd)
+		}
 	}
 	f.handles, f.nodes, f.byFile = nil, nil, nil
+	f.open.Init()
 }
 
 func identity(st *unix.Stat_t) file { return file{st.Dev, st.Ino} }
 
 // String names the filesystem in go-fuse's messages.
 func (f *FS) String() string { return "berth" }
-
-// node returns the node the guest means, held until release.
-func (f *FS) node(id uint64) (*node, fuse.Status) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n := f.nodes[id]
-	if n == nil {
-		return nil, fuse.Status(unix.ESTALE)
-	}
-	n.uses++
-	return n, fuse.OK
-}
 
 // dir is node, for a folder in which name is to be looked at or changed.
 func (f *FS) dir(id uint64, name string) (*node, fuse.Status) {
@@ -267,37 +255,6 @@ func checkName(name string) fuse.Status {
 		return fuse.Status(unix.ENAMETOOLONG)
 	}
 	return fuse.OK
-}
-
-func (f *FS) release(n *node) {
-	f.mu.Lock()
-	n.uses--
-	f.forgotten(n)
-	f.mu.Unlock()
-}
-
-// forgotten frees n if nobody needs it. The caller holds mu.
-func (f *FS) forgotten(n *node) {
-	if n.lookups > 0 || n.uses > 0 || n.id == fuse.FUSE_ROOT_ID {
-		return
-	}
-	delete(f.nodes, n.id)
-	if f.byFile[n.file] == n {
-		delete(f.byFile, n.file)
-	}
-	unix.Close(n.fd)
-}
-
-// Forget lets go of lookups that the guest no longer needs.
-func (f *FS) Forget(id, lookups uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n := f.nodes[id]
-	if n == nil {
-		return
-	}
-	n.lookups -= min(n.lookups, lookups)
-	f.forgotten(n)
 }
 
 // Lookup finds name in a folder.
@@ -328,7 +285,11 @@ func (f *FS) lookup(dir *node, name string, who *fuse.Caller, out *fuse.EntryOut
 		unix.Close(fd)
 		return fuse.ENOENT
 	}
-	n := f.know(fd, &st)
+	n, status := f.know(dir, name, fd, &st)
+	if !status.Ok() {
+		return status
+	}
+	defer f.release(n) // the guest may forget it before it has heard of it
 	f.fill(n, &st, who, &out.Attr)
 	out.NodeId = n.id
 	out.Generation = 1
@@ -338,25 +299,6 @@ func (f *FS) lookup(dir *node, name string, who *fuse.Caller, out *fuse.EntryOut
 }
 
 func (f *FS) isHidden(dir *node, name string) bool { return f.hidden[entry{dir.file, name}] }
-
-// know returns the node of an open descriptor, which it takes over, with one
-// lookup more.
-func (f *FS) know(fd int, st *unix.Stat_t) *node {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	id := identity(st)
-	n := f.byFile[id]
-	if n != nil && n.kind == st.Mode&unix.S_IFMT {
-		unix.Close(fd)
-	} else {
-		f.nextID++
-		n = &node{id: f.nextID, fd: fd, file: id, kind: st.Mode & unix.S_IFMT}
-		f.nodes[n.id] = n
-		f.byFile[id] = n
-	}
-	n.lookups++
-	return n
-}
 
 // errno is the status of a system call's error.
 func errno(err error) fuse.Status {

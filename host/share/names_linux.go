@@ -171,10 +171,16 @@ func (f *FS) remove(id uint64, name string, flags int) fuse.Status {
 		return status
 	}
 	defer f.release(dir)
-	if f.isPinned(dir, name) {
+	old := f.named(dir, name)
+	defer old.drop()
+	if old.pinned {
 		return fuse.Status(unix.EBUSY)
 	}
-	return errnoOK(unix.Unlinkat(dir.fd, name, flags))
+	if err := unix.Unlinkat(dir.fd, name, flags); err != nil {
+		return errno(err)
+	}
+	old.remove(dir, name)
+	return fuse.OK
 }
 
 // Rename moves a name, also onto another or in exchange for it.
@@ -192,10 +198,22 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.
 		return status
 	}
 	defer f.release(dst)
-	if f.isPinned(src, from) || f.isPinned(dst, to) {
+	moving, target := f.named(src, from), f.named(dst, to)
+	defer moving.drop()
+	defer target.drop()
+	if moving.pinned || target.pinned {
 		return fuse.Status(unix.EBUSY)
 	}
-	return errnoOK(unix.Renameat2(src.fd, from, dst.fd, to, uint(in.Flags)))
+	if err := unix.Renameat2(src.fd, from, dst.fd, to, uint(in.Flags)); err != nil {
+		return errno(err)
+	}
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		target.place(src, from)
+	} else if target.node != moving.node {
+		target.remove(dst, to)
+	}
+	moving.place(dst, to)
+	return fuse.OK
 }
 
 // Create makes and opens a regular file.
@@ -205,6 +223,9 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		return status
 	}
 	defer f.release(dir)
+	if status := f.mayOpen(); !status.Ok() {
+		return status
+	}
 	const create = unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir.fd, name, openFlags(in.Flags)&^unix.O_TRUNC|create, 0o600)
 	if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {

@@ -415,6 +415,78 @@ func TestHidden(t *testing.T) {
 	}
 }
 
+// TestFewDescriptors: the guest may know more files than the FS has descriptors.
+func TestFewDescriptors(t *testing.T) {
+	host, guest := mounted(t, Options{Descriptors: 40})
+	const dirs, files = 20, 20
+	name := func(top string, d, i int) string {
+		return filepath.Join(top, fmt.Sprintf("d%d", d), "sub", fmt.Sprintf("f%d", i))
+	}
+	// An open file outlives its name and all that follows.
+	open, err := os.Create(filepath.Join(guest, "open"))
+	must(t, err)
+	defer open.Close()
+	must(t, os.Remove(filepath.Join(guest, "open")))
+	for d := range dirs {
+		must(t, os.MkdirAll(filepath.Dir(name(guest, d, 0)), 0o755))
+		for i := range files {
+			must(t, os.WriteFile(name(guest, d, i), fmt.Append(nil, d, i), 0o644))
+		}
+	}
+	descriptors, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	if len(descriptors) > 200 {
+		t.Errorf("%d descriptors are open", len(descriptors))
+	}
+	must(t, os.Rename(filepath.Join(guest, "d0"), filepath.Join(guest, "moved")))
+	must(t, os.Rename(filepath.Join(guest, "moved"), filepath.Join(guest, "d0")))
+	must(t, os.Rename(name(guest, 1, 1), name(guest, 2, 2))) // onto another
+	must(t, os.Remove(name(host, 3, 3)))                     // by the host, in between
+	must(t, os.WriteFile(name(host, 3, 3), []byte("new"), 0o644))
+	for range 2 {
+		for d := range dirs {
+			for i := range files {
+				want := fmt.Sprint(d, i)
+				switch {
+				case d == 1 && i == 1:
+					if _, err := os.Stat(name(guest, d, i)); !os.IsNotExist(err) {
+						t.Errorf("what was moved: %v", err)
+					}
+					continue
+				case d == 2 && i == 2:
+					want = fmt.Sprint(1, 1)
+				case d == 3 && i == 3:
+					want = "new"
+				}
+				if got, err := os.ReadFile(name(guest, d, i)); err != nil || string(got) != want {
+					t.Errorf("%s: %q, %v", name("", d, i), got, err)
+				}
+			}
+		}
+	}
+	_, err = open.WriteString("still there")
+	must(t, err)
+	must(t, open.Truncate(5))
+	if st, err := open.Stat(); err != nil || st.Size() != 5 {
+		t.Errorf("the file without a name: %v, %v", st, err)
+	}
+	must(t, os.RemoveAll(filepath.Join(guest, "d5")))
+	// Too many open files are the guest's error, not the end.
+	var many []*os.File
+	for len(many) < 100 && err == nil {
+		var f *os.File
+		if f, err = os.Open(name(guest, 6, len(many)%files)); err == nil {
+			many = append(many, f)
+		}
+	}
+	for _, f := range many {
+		f.Close()
+	}
+	if !errors.Is(err, unix.ENFILE) || len(many) < 5 {
+		t.Errorf("after %d open files: %v", len(many), err)
+	}
+}
+
 // TestWayToHidden: nobody can put another folder where the host looks for the
 // hidden one.
 func TestWayToHidden(t *testing.T) {
