@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/container/cgroup"
+	"github.com/berthvm/berth/guest/container/order"
 )
 
 // A Container is one container. Its methods are safe for concurrent use.
@@ -26,10 +27,9 @@ type Container struct {
 	group *cgroup.Group // nil: none of its own
 	hooks *specs.Hooks
 
-	mu     sync.Mutex
-	pidfd  *os.File // nil: the process is gone, or Close was called
-	closed bool
-	start  *conn // waiting for Start, in the process that created it
+	mu    sync.Mutex
+	pidfd *os.File // nil: the process is gone, or Close was called
+	start *conn    // waiting for Start, in the process that created it
 }
 
 // Load finds a container that Create made, also one made by another process,
@@ -198,17 +198,23 @@ func (c *Container) takeStart() (*conn, error) {
 
 // awaitExec gives the word and waits for what becomes of it.
 func awaitExec(c *conn, pidfd *os.File) error {
-	err := c.proceed()
-	if err == nil {
-		_, _, err = c.receive()
+	if err := c.proceed(); err != nil {
+		return describeExit(pidfd, err)
 	}
-	switch {
-	case err == nil:
-		return errors.New("the container's first process sent an unexpected message")
-	case errors.Is(err, io.EOF) && !killedEarly(pidfd):
-		return nil
+	going := false
+	for {
+		kind, _, err := c.receive()
+		switch {
+		case err == nil && kind == order.Going:
+			going = true
+		case err == nil:
+			return fmt.Errorf("the container's first process sent an unexpected message %q", kind)
+		case going && errors.Is(err, io.EOF):
+			return nil
+		default:
+			return describeExit(pidfd, err)
+		}
 	}
-	return describeExit(pidfd, err)
 }
 
 // Signal sends sig to the first process. It is ErrNotRunning when that has ended.

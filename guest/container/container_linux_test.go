@@ -924,6 +924,7 @@ func TestHooks(t *testing.T) {
 	spec := testSpec(root, "true")
 	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: filepath.Dir(log), Type: "bind", Source: filepath.Dir(log), Options: []string{"bind"}})
 	spec.Hooks = &specs.Hooks{
+		//lint:ignore SA1019 bundles still use them
 		Prestart: hook("prestart", busybox), CreateRuntime: hook("createRuntime", busybox),
 		CreateContainer: hook("createContainer", busybox), StartContainer: hook("startContainer", "/bin/sh"),
 		Poststart: hook("poststart", busybox), Poststop: hook("poststop", busybox),
@@ -964,6 +965,7 @@ func TestHooks(t *testing.T) {
 		t.Errorf("the second hook did not run: %s", out)
 	}
 	for _, bad := range []func(h *specs.Hooks, hooks []specs.Hook){
+		//lint:ignore SA1019 bundles still use them
 		func(h *specs.Hooks, hooks []specs.Hook) { h.Prestart = hooks },
 		func(h *specs.Hooks, hooks []specs.Hook) { h.CreateContainer = hooks },
 	} {

@@ -378,6 +378,7 @@ func (p *plan) fillHooks(c *Container) {
 
 func (p *plan) outerHooks(ctx context.Context, c *Container) error {
 	state := stateFor(c.ociState(), specs.StateCreating)
+	//lint:ignore SA1019 bundles still use prestart hooks
 	if err := runHooks(ctx, "prestart", p.spec.Hooks.Prestart, state); err != nil {
 		return err
 	}

@@ -23,12 +23,14 @@ func (p *plan) hooks() error {
 	if h == nil {
 		return nil
 	}
+	//lint:ignore SA1019 bundles still use prestart hooks
+	prestart := h.Prestart
 	for _, list := range []struct {
 		name  string
 		hooks []specs.Hook
 		out   *[]order.Hook
 	}{
-		{"prestart", h.Prestart, nil}, {"createRuntime", h.CreateRuntime, nil},
+		{"prestart", prestart, nil}, {"createRuntime", h.CreateRuntime, nil},
 		{"createContainer", h.CreateContainer, &p.order.CreateHooks},
 		{"startContainer", h.StartContainer, &p.order.StartHooks},
 		{"poststart", h.Poststart, nil}, {"poststop", h.Poststop, nil},
@@ -47,7 +49,7 @@ func (p *plan) hooks() error {
 			*list.out = append(*list.out, oh)
 		}
 	}
-	p.order.ParentHooks = len(h.Prestart)+len(h.CreateRuntime) > 0
+	p.order.ParentHooks = len(prestart)+len(h.CreateRuntime) > 0
 	return nil
 }
 

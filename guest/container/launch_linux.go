@@ -104,6 +104,7 @@ func spawn(path string, command fork.Command) (process, error) {
 	defer null.Close()
 	command.Exec = image
 	command.Argv = []string{"berth-exec"}
+	command.TimerSlack = monitorSlack
 	// What a crash of berth-exec itself would say belongs to this program's output.
 	command.Files = []*os.File{null, null, os.Stderr, child}
 	// One processor for the Go runtime, no collections: less to start, fewer threads.

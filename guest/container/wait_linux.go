@@ -91,20 +91,3 @@ func awaitExit(ctx context.Context, pidfd *os.File) error {
 	}
 	return err
 }
-
-// killedEarly reports whether the process is dead already by a SIGKILL: then an
-// end of file on its socket need not mean that it has executed the program. (A
-// program that was killed at once looks the same, and is as dead.)
-func killedEarly(pidfd *os.File) bool {
-	if pidfd == nil {
-		return true
-	}
-	var info unix.Siginfo
-	const peek = unix.WEXITED | unix.WNOHANG | unix.WNOWAIT
-	if unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), &info, peek, nil) != nil || info.Signo == 0 {
-		return false
-	}
-	const killed = 2 // CLD_KILLED
-	code, status := childStatus(&info)
-	return code == killed && status == int32(unix.SIGKILL)
-}

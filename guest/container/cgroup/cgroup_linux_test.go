@@ -31,6 +31,7 @@ func TestSettings(t *testing.T) {
 		{"unlimited memory", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}}, "memory.swap.max=max memory.max=max"},
 		{"unlimited swap", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(5)), Swap: ptr(int64(-1))}}, "memory.swap.max=max memory.max=5"},
 		{"memory 0 means unset", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(0)), Swap: ptr(int64(0))}}, ""},
+		//lint:ignore SA1019 what is deprecated must not disturb
 		{"ignored", specs.LinuxResources{Memory: &specs.LinuxMemory{Kernel: ptr(int64(7)), Swappiness: ptr(uint64(60)), DisableOOMKiller: ptr(true)}}, ""},
 		{"cpu", specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Burst: ptr(uint64(10)), Cpus: "0-1,3", Mems: "0"}},
 			"cpu.weight=100 cpu.max.burst=10 cpu.max=50000 100000 cpuset.cpus=0-1,3 cpuset.mems=0"},

@@ -328,5 +328,3 @@ func writeFile(path, data string) error {
 	}
 	return err
 }
-
-func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -283,6 +283,9 @@ func (p *process) exec() error {
 			return failed("linux.personality", errno)
 		}
 	}
+	if err := p.say(order.Going); err != nil {
+		return err
+	}
 	if err := p.loadFilter(); err != nil {
 		return err
 	}

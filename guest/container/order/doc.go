@@ -13,8 +13,10 @@
 //	Proceed                    →
 //	                           ←  Ready
 //	Proceed (means: start)     →
+//	                           ←  Going
 //	                           ←  end of file: the program runs
 //
+// Without Going, the end of file means that the process was killed.
 // Failed, with a text, may come instead of any answer, and ends it. End of file
 // from the engine ends the process, up to Ready for a detached one and up to the
 // start for all others. A detached process takes its start from a connection to

@@ -11,6 +11,7 @@ const (
 	Hooks   = 'h'
 	Console = 'c'
 	Ready   = 'r'
+	Going   = 'x'
 	Failed  = 'e' // kind, errno as two bytes (little-endian), text
 )
 
