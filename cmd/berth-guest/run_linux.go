@@ -16,11 +16,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/dockerapi"
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/hostpath"
@@ -56,11 +58,16 @@ type parts struct {
 	store    *image.Store
 	networks *network.Manager
 	volumes  *volume.Store
+	pool     *container.Pool
 	engine   *engine.Engine
 	images   *images.Service
 	ports    *publish.Publisher // nil natively
 	builtin  chan struct{}      // closed when the built-in images are loaded
 }
+
+// poolDelay lets a short container end, and its client go, before the process for
+// the next one is begun.
+const poolDelay = 40 * time.Millisecond
 
 // run serves until ctx ends, then stops the containers.
 func run(ctx context.Context, cfg config) error {
@@ -105,6 +112,7 @@ func (p *parts) start(ctx context.Context, cfg config) *errgroup.Group {
 		if err := p.networks.Prepare(ctx); err != nil {
 			cfg.log.Warn("cannot prepare the network", "error", err)
 		}
+		p.pool.Refill()
 		return nil
 	})
 	g.Go(func() error {
@@ -189,8 +197,13 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	if err := g.Wait(); err != nil {
 		return p, err
 	}
+	p.pool, err = container.NewPool(container.PoolConfig{Parent: engine.CgroupParent, ExecPath: cfg.execPath,
+		CloneParent: !cfg.native, Delay: poolDelay})
+	if err != nil { // a nil pool is an empty one
+		cfg.log.Warn("containers will start slower", "error", err)
+	}
 	host, _ := netip.ParseAddr(w.Network.Host)
-	p.engine, err = engine.Open(engine.Options{Log: cfg.log, Runtime: engine.Native{},
+	p.engine, err = engine.Open(engine.Options{Log: cfg.log, Runtime: engine.Native{Pool: p.pool},
 		Images: engine.Store{Store: p.store, Builtin: p.builtin}, Networks: p.networks,
 		Volumes: p.volumes, Keeper: p.keeper, Publisher: p.publisher(), StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
 		ExecPath: cfg.execPath, InitPath: initPath(cfg), CloneParent: !cfg.native, Hostname: w.Hostname,
@@ -284,6 +297,7 @@ func (p *parts) close(log *slog.Logger) {
 	if p.engine != nil {
 		errs = append(errs, p.engine.Close())
 	}
+	errs = append(errs, p.pool.Close())
 	if p.networks != nil {
 		errs = append(errs, p.networks.Close())
 	}

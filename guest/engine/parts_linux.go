@@ -89,11 +89,12 @@ type Keeper interface {
 	Exits() <-chan keeper.Exit
 }
 
-// Native is the Runtime of guest/container.
-type Native struct{}
+// Native is the Runtime of guest/container. Pool may be nil.
+type Native struct{ Pool *container.Pool }
 
 // Create implements Runtime.
-func (Native) Create(ctx context.Context, cfg container.Config) (Task, error) {
+func (n Native) Create(ctx context.Context, cfg container.Config) (Task, error) {
+	cfg.Pool = n.Pool
 	c, err := container.Create(ctx, cfg)
 	if err != nil {
 		return nil, err

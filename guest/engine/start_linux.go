@@ -230,12 +230,15 @@ func makeWorkingDir(rootfs, dir string) error {
 	return nil
 }
 
+// CgroupParent is the cgroup of all containers that do not ask for another.
+const CgroupParent = "/berth"
+
 // cgroupPath is where a container's cgroup lies in the hierarchy.
 func cgroupPath(rec *record.Record) string {
 	if parent := rec.HostConfig.CgroupParent; parent != "" {
 		return filepath.Join("/", parent, rec.ID)
 	}
-	return "/berth/" + rec.ID
+	return filepath.Join(CgroupParent, rec.ID)
 }
 
 // joinOthers finds the namespaces of other containers that this one shares.
