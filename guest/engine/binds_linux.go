@@ -46,9 +46,7 @@ func (e *Engine) openBind(ctx context.Context, m *record.Mount) (string, *os.Fil
 	case err == nil:
 		return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), f, nil
 	case errors.As(err, &outside):
-		return "", nil, invalid(`invalid mount config for type "bind": bind source path does not exist: %s: `+
-			`the host does not share %s with the machine: add it to "shares" in the file that "berth machine config" names, and run "berth restart"`,
-			m.Source, outside.Path)
+		return "", nil, invalid(`invalid mount config for type "bind": bind source path does not exist: %s: %v`, m.Source, outside)
 	case errors.Is(err, iofs.ErrNotExist):
 		return "", nil, invalid(`invalid mount config for type "bind": bind source path does not exist: %s`, m.Source)
 	case m.FromBind:

@@ -22,7 +22,10 @@ type OutsideError struct {
 	Path string // on the host, where the resolution ended
 }
 
-func (e *OutsideError) Error() string { return e.Path + ": " + ErrOutside.Error() }
+// Error also says how to share the folder.
+func (e *OutsideError) Error() string {
+	return fmt.Sprintf(`the host does not share %s with the machine: add it to "shares" in the file that "berth machine config" names, and run "berth restart"`, e.Path)
+}
 
 // Unwrap returns ErrOutside.
 func (e *OutsideError) Unwrap() error { return ErrOutside }
