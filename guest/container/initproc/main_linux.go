@@ -164,15 +164,16 @@ func (p *process) receive() (*order.Order, error) {
 	}
 }
 
-// receiveMessage is recvmsg as a raw system call, as in await: a warm process waits
-// here.
+// receiveMessage is recvmsg. A warm process waits here, maybe for days: the Go
+// runtime must know that it waits, or its monitor thread would look every 20 ms
+// whether to preempt it.
 func receiveMessage(fd int, b, oob []byte) (int, []int, error) {
 	iov := unix.Iovec{Base: unsafe.SliceData(b)}
 	iov.SetLen(len(b))
 	msg := unix.Msghdr{Iov: &iov, Iovlen: 1, Control: unsafe.SliceData(oob)}
 	msg.SetControllen(len(oob))
 	for {
-		n, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_CMSG_CLOEXEC)
+		n, _, errno := syscall.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_CMSG_CLOEXEC)
 		if errno == unix.EINTR {
 			continue
 		}
