@@ -256,3 +256,19 @@ func TestResources(t *testing.T) {
 		t.Errorf("no limits: %+v", r)
 	}
 }
+
+func TestRlimits(t *testing.T) {
+	ulimit := func(name string, soft, hard int64) *apicontainer.Ulimit {
+		return &apicontainer.Ulimit{Name: name, Soft: soft, Hard: hard}
+	}
+	hc := &apicontainer.HostConfig{}
+	if got := rlimits(hc); len(got) != 1 || got[0] != defaultFiles {
+		t.Errorf("by default: %v", got)
+	}
+	hc.Ulimits = []*apicontainer.Ulimit{ulimit("core", 0, 0), ulimit("nofile", 77, -1)}
+	got := rlimits(hc)
+	want := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 1<<64 - 1}, {Type: "RLIMIT_CORE"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

@@ -111,11 +111,26 @@ func Process(rootfs string, cfg *container.Config, hc *container.HostConfig, use
 	if cfg.Tty && hc.ConsoleSize[0] > 0 {
 		p.ConsoleSize = &specs.Box{Height: hc.ConsoleSize[0], Width: hc.ConsoleSize[1]}
 	}
-	for _, u := range hc.Ulimits {
-		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{
-			Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
-	}
+	p.Rlimits = rlimits(hc)
 	return p, nil
+}
+
+// defaultFiles is what docker's containers get from its service: programs that
+// walk over all descriptors they might have are slow with more, and those that
+// need more raise the soft limit themselves.
+var defaultFiles = specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}
+
+func rlimits(hc *container.HostConfig) []specs.POSIXRlimit {
+	limits := []specs.POSIXRlimit{defaultFiles}
+	for _, u := range hc.Ulimits {
+		l := specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)}
+		if l.Type == defaultFiles.Type {
+			limits[0] = l
+		} else {
+			limits = append(limits, l)
+		}
+	}
+	return limits
 }
 
 // capSets gives root all it may have at once; another user has only the bounding
