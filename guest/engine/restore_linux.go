@@ -139,7 +139,7 @@ func (c *Container) restore(ctx context.Context, entry keeper.Entry, kept bool) 
 	case record.Removing, record.Dead:
 		return c.removeLater()
 	}
-	if c.rec.HostConfig.AutoRemove && was != record.Created {
+	if c.rec.HostConfig.AutoRemove && (was != record.Created || kept) { // kept: it was started
 		return c.removeLater()
 	}
 	if was != st.Status {

@@ -434,10 +434,31 @@ func (b *building) exec(ctx context.Context) error {
 	st := &c.rec.State
 	st.PID, st.ExitCode, st.Error, st.OOMKilled, st.Stopped = b.run_.pid, 0, "", false, false
 	st.StartedAt, st.Boot = now, b.e.opts.BootID
-	c.save(!c.rec.HostConfig.RestartPolicy.IsNone()) // only a policy must know after a power cut
+	if c.rec.HostConfig.AutoRemove {
+		c.saveSoon(b.run_)
+	} else {
+		c.save(!c.rec.HostConfig.RestartPolicy.IsNone()) // only a policy must know after a power cut
+	}
 	c.event(events.ActionStart)
 	c.watch(b.run_)
 	return nil
+}
+
+// saveSoon writes the record of a run that removes itself once it has lasted a
+// moment: most are over before, and nobody but a later boot would read it. An
+// engine that takes over goes by the keeper.
+func (c *Container) saveSoon(r *run) {
+	c.e.goRun(func() {
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-c.e.ctx.Done():
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.run == r {
+			c.save(false)
+		}
+	})
 }
 
 // adopt makes r the container's run and starts to drain its streams.

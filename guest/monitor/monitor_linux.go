@@ -10,7 +10,7 @@ import (
 
 // Slack is how late the monitor may be: long beside its 20 µs, and short beside
 // what a blocked goroutine costs those that wait behind it.
-const Slack = 2 * time.Millisecond
+const Slack = 5 * time.Millisecond
 
 // Relax lets this program's monitor thread be late by Slack. It is to be called
 // once, early in main.

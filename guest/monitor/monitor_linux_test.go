@@ -27,7 +27,7 @@ func TestRelax(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.TrimSpace(string(text)); got != "2000000" {
+	if got := strings.TrimSpace(string(text)); got != "5000000" {
 		t.Errorf("the monitor's slack is %s ns", got)
 	}
 }
