@@ -47,7 +47,7 @@ test-unit: deps registry ## tests that need no VM
 .PHONY: test-vm
 test-vm: build ## tests that run inside a VM, and the contract suite against the real driver
 	@scripts/step "tests on a guest kernel"
-	@go test $(IN_VM) ./guest/container/... ./guest/network/...
+	@go test $(IN_VM) ./guest/container/... ./guest/network/... ./guest/oci/...
 	@scripts/step "contract suite on QEMU, boot of the guest image"
 	@BERTH_VM=1 go test -p 1 ./vm/qemu/... ./images/...
 
@@ -89,21 +89,24 @@ bin/tools/docker: scripts/docker
 bench: build docker ## the figures Berth promises, each as a ratio within one run
 	@BERTH_VM=1 go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x -p 1 ./vm/qemu ./host/e2e
 
-FUZZTIME ?= 30s
+FUZZTIME ?= 20s
 .PHONY: fuzz
 fuzz: ## every fuzzer for FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: test-full
-test-full: test-full-fuzz test-full-race test-full-e2e ## what is longer than `make test`; each part can be run alone, and again
+test-full: test-full-race test-full-oci test-full-e2e test-full-fuzz ## what is longer than `make test`; each part can be run alone, and again
 
-.PHONY: test-full-fuzz test-full-race test-full-e2e
-test-full-fuzz:
-	@scripts/once $@ $(MAKE) fuzz
-test-full-race:
-	@scripts/once $@ env CGO_ENABLED=1 go test -race ./guest/wire/... ./host/... ./vm/...
+.PHONY: test-full-race test-full-oci test-full-e2e test-full-fuzz
+test-full-race: registry
+	@scripts/deps gcc libc6-dev
+	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
+test-full-oci: deps
+	@scripts/once $@ guest/oci/suite
 test-full-e2e: build registry docker
-	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 60m -v ./host/e2e
+	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 40m -v ./host/e2e
+test-full-fuzz: deps
+	@scripts/once $@ scripts/fuzz $(FUZZTIME)
 
 .PHONY: clean
 clean: ## remove bin/ (machines and downloads stay)
