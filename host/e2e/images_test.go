@@ -257,3 +257,48 @@ func TestSaveLoad(t *testing.T) {
 		os.Remove(file)
 	}
 }
+
+// TestCommitCopyPrune: files go in and out of a container, its changes become an
+// image, and what nobody needs is cleared away.
+func TestCommitCopyPrune(t *testing.T) {
+	h := ownHome(t)
+	if err := h.boot(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range h.clients() {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			must := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			must(os.WriteFile(dir+"/in", []byte("copied"), 0o640))
+			c.ok(t, "create", "--name", "box", "hello", "sh", "-c", "cat /etc/in; echo made >/made")
+			c.ok(t, "cp", dir+"/in", "box:/etc/in")
+			if got := c.ok(t, "start", "-a", "box"); got != "copied" {
+				t.Errorf("the container read %q", got)
+			}
+			c.ok(t, "cp", "box:/made", dir+"/out")
+			if got, err := os.ReadFile(dir + "/out"); string(got) != "made\n" {
+				t.Errorf("copied out: %q, %v", got, err)
+			}
+			if got := c.ok(t, "diff", "box"); !strings.Contains(got, "A /made") {
+				t.Errorf("diff: %q", got)
+			}
+			c.ok(t, "commit", "-m", "with a file", "box", "boxed:1")
+			if got := c.ok(t, "run", "--rm", "boxed:1", "cat", "/made"); got != "made" {
+				t.Errorf("the new image: %q", got)
+			}
+			c.ok(t, "rmi", "boxed:1")
+			if got := c.ok(t, "system", "df"); !strings.Contains(got, "Containers") {
+				t.Errorf("df: %q", got)
+			}
+			c.ok(t, "system", "prune", "-f", "--volumes")
+			if got := c.ok(t, "ps", "-aq"); got != "" {
+				t.Errorf("left after prune: %q", got)
+			}
+		})
+	}
+}
