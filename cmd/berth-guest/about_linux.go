@@ -47,8 +47,8 @@ func about(w wire.Welcome) system.VersionResponse {
 			"ApiVersion": dockerapi.MaxVersion, "MinAPIVersion": dockerapi.MinVersion, "Os": "linux", "Arch": runtime.GOARCH,
 			"GoVersion": runtime.Version(), "GitCommit": commit, "BuildTime": built, "KernelVersion": v.KernelVersion,
 			"Experimental": "false"}},
-		{Name: "machine", Version: w.Machine.Name, Details: map[string]string{
-			"driver": w.Machine.Driver, "acceleration": w.Machine.Acceleration, "hypervisor": w.Machine.Hypervisor,
+		{Name: "machine", Version: w.Machine.Version, Details: map[string]string{
+			"name": w.Machine.Name, "driver": w.Machine.Driver, "acceleration": w.Machine.Acceleration, "hypervisor": w.Machine.Hypervisor,
 			"kernel": v.KernelVersion}},
 	}
 	return v
