@@ -75,6 +75,9 @@ func TestInside(t *testing.T) {
 			s.Linux.MaskedPaths = []string{"/proc/version", "/sys/kernel", "/proc/fs", "/nowhere"}
 		},
 			"wc -c < /proc/version; ls /sys/kernel /proc/fs | wc -l", "0\n3"}, // ls prints two headings and an empty line
+		{"masked paths cannot be changed", func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/proc/version"} },
+			"chmod 0 /proc/version 2>&1; chown 7 /proc/version 2>&1; stat -c '%a %u' /proc/version; echo x > /proc/version && echo ok",
+			"chmod: /proc/version: Read-only file system\nchown: /proc/version: Read-only file system\n666 0\nok"},
 		{"loopback", nil, "ip addr show lo | grep -c 'inet 127.0.0.1'", "1"},
 		{"bind a directory", func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/mnt/new/place", "dir")) }, "cat /mnt/new/place/inner; echo; touch /mnt/new/place/x && echo ok", "within\nok"},
 		{"bind a file read-only", func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/etc/new.conf", "file", "ro")) },

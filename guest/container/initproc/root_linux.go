@@ -302,6 +302,12 @@ func (p *process) mask(path string, empty *int) error {
 		return err
 	}
 	defer unix.Close(tree)
+	// The null device may be the machine's own, whose mode a container could else
+	// change for all.
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return err
+	}
 	return attach(tree, target)
 }
 
