@@ -94,6 +94,24 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// Saver is implemented by machines whose whole state can be put into a file.
+// Restore takes the place of Start, on a machine made from the same Config by the
+// same driver. The guest goes on where it was, but all its streams are broken.
+type Saver interface {
+	// Save writes the state to path and ends the machine, orderly. One that cannot
+	// be saved runs on.
+	Save(ctx context.Context, path string) error
+	Restore(ctx context.Context, path string) error
+}
+
+// Ballooner is implemented by machines that can take memory from a running guest
+// and give it back.
+type Ballooner interface {
+	// SetMemory leaves the guest so much, at most Config.MemoryMiB. The guest gives
+	// it up as it can, after the call has returned.
+	SetMemory(ctx context.Context, mebibytes int) error
+}
+
 // Caps says what a driver found on this host.
 type Caps struct {
 	Driver       string `json:"driver"`           // "qemu", "vz", "hyperv", "fake"
