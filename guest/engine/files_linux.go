@@ -7,9 +7,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
@@ -61,36 +63,78 @@ func (e *Engine) withRoot(ctx context.Context, c *Container, f func(archive.Tree
 	return f(archive.In(root))
 }
 
-// mountInto puts a stopped container's volumes and binds in their places. Those
-// whose place is missing are left out.
+// mountInto puts a stopped container's volumes and binds in their places, which
+// are made where the container never ran. withRoot's caller unmounts them.
 func (e *Engine) mountInto(ctx context.Context, c *Container, root *os.File) error {
 	for _, m := range c.rec.Mounts {
-		source := m.Source
-		switch m.Type {
-		case mount.TypeVolume:
-			var err error
-			if source, err = e.opts.Volumes.Mount(ctx, m.Name, c.id); err != nil {
-				return err
-			}
-		case mount.TypeBind:
-		default:
+		if m.Type != mount.TypeVolume && m.Type != mount.TypeBind {
 			continue
 		}
-		fd, err := unix.Openat2(int(root.Fd()), strings.TrimPrefix(m.Destination, "/"), &unix.OpenHow{
-			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
-		if err == unix.ENOENT {
-			continue
-		}
+		s, source, err := e.mountOf(ctx, c, m)
 		if err != nil {
-			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+			return err
 		}
-		err = unix.Mount(source, fmt.Sprintf("/proc/self/fd/%d", fd), "", unix.MS_BIND|unix.MS_REC, "")
-		unix.Close(fd)
+		err = attachAt(root, m.Destination, s.Source, !m.RW)
+		if source != nil {
+			source.Close()
+		}
 		if err != nil {
 			return fmt.Errorf("mount on %s: %w", m.Destination, err)
 		}
 	}
 	return nil
+}
+
+// attachAt mounts what source names at a path inside root, whose links do not
+// lead out of it.
+func attachAt(root *os.File, dest, source string, readOnly bool) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return err
+	}
+	if readOnly {
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
+			return err
+		}
+	}
+	place, err := placeIn(root, dest, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	defer place.Close()
+	return unix.MoveMount(tree, "", int(place.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// placeIn opens a mount's place inside root, and makes it if need be: a directory,
+// or else an empty file.
+func placeIn(root *os.File, dest string, dir bool) (*os.File, error) {
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(int(root.Fd()), dest, how)
+	if err == nil {
+		return os.NewFile(uintptr(fd), dest), nil
+	}
+	if err != unix.ENOENT {
+		return nil, err
+	}
+	if dir {
+		return pathrs.MkdirAllHandle(root, dest, 0o755)
+	}
+	parent, err := pathrs.MkdirAllHandle(root, path.Dir(dest), 0o755)
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Close()
+	fd, err = unix.Openat(int(parent.Fd()), path.Base(dest), unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), dest), nil
 }
 
 func pathError(err error, path, name string) error {

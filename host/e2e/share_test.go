@@ -280,3 +280,33 @@ func TestShareConfig(t *testing.T) {
 		t.Errorf("status lists a folder:\n%s", out)
 	}
 }
+
+// TestShareCopy copies into and out of the folders of a container that does not
+// run, and whose mounts' places are not there yet.
+func TestShareCopy(t *testing.T) {
+	h := machine(t)
+	for _, c := range h.clients() {
+		t.Run(c.name, func(t *testing.T) {
+			dir := project(t, map[string]string{"rw/f": "text", "ro/f": "text", "file": "single"})
+			in := filepath.Join(t.TempDir(), "in")
+			write(t, in, "new")
+			id := c.ok(t, "create", "-v", dir+"/rw:/new/rw", "-v", dir+"/rw:/etc", "-v", dir+"/ro:/ro:ro", "-v", dir+"/file:/one", "hello")
+			defer c.ok(t, "rm", id)
+			for from, want := range map[string]string{"/new/rw/f": "text", "/etc/f": "text", "/ro/f": "text", "/one": "single"} {
+				out := filepath.Join(t.TempDir(), "out")
+				c.ok(t, "cp", id+":"+from, out)
+				if got := read(t, out); got != want {
+					t.Errorf("%s holds %q, want %q", from, got, want)
+				}
+			}
+			for range 2 { // the second time the container's machine still believes in the file
+				c.ok(t, "cp", in, id+":/new/rw/in")
+				if got := read(t, dir+"/rw/in"); got != "new" {
+					t.Errorf("on the host the file holds %q", got)
+				}
+				os.Remove(dir + "/rw/in")
+			}
+			c.fails(t, "read-only file system", "cp", in, id+":/ro/in")
+		})
+	}
+}

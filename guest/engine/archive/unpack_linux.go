@@ -169,7 +169,10 @@ func (u *unpacker) clear(at int, base string, h *tar.Header) (keep bool, err err
 	case isDir:
 		return false, removeAll(at, base)
 	}
-	return false, unix.Unlinkat(at, base, 0)
+	if err := unix.Unlinkat(at, base, 0); err != nil && err != unix.ENOENT { // a folder of the host shows what is gone for a while
+		return false, err
+	}
+	return false, nil
 }
 
 // removeAll removes a directory of an open one, following no link.
