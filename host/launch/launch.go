@@ -60,6 +60,10 @@ func Start(ctx context.Context, o Options) (api.Status, error) {
 	if o.Report == nil {
 		o.Report = func(api.Phase) {}
 	}
+	// Nobody else's sockets are believed, nor may anybody else make the directory now.
+	if err := o.Machine.MakeSocketDir(); err != nil {
+		return api.Status{}, fmt.Errorf("cannot start machine %q: %w", o.Machine.Name, err)
+	}
 	client := api.NewClient(o.Machine.APIAddress())
 	if s, err := client.Status(ctx); err == nil && s.State == api.Running {
 		return s, nil // and there is nothing to report
