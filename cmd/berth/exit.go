@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/docker/cli/cli"
@@ -114,10 +115,15 @@ func fromDocker(err error) error {
 	return dockerError{err}
 }
 
-// message is what the user reads.
+// message is what the user reads. Docker's commands call themselves docker here
+// and there.
 func message(err error) string {
+	text := err.Error()
 	if errors.As(err, new(dockerError)) || errors.As(err, new(cli.StatusError)) {
-		return err.Error()
+		if own, ok := strings.CutPrefix(text, "docker: "); ok {
+			text = "berth: " + own
+		}
+		return strings.ReplaceAll(text, "\nRun 'docker ", "\nRun 'berth ")
 	}
-	return "berth: " + err.Error()
+	return "berth: " + strings.TrimPrefix(text, "berth: ")
 }
