@@ -10,6 +10,15 @@ VERSION ?= 0.1.0
 export CGO_ENABLED := 0
 LDFLAGS := -s -w -X github.com/berthvm/berth/host/version.Version=$(VERSION)
 
+# On a Mac berth calls Virtualization.framework, which takes cgo, and an entitlement
+# in a signature; an ad hoc one will do.
+ifeq ($(shell uname -s),Darwin)
+BERTH_CGO := CGO_ENABLED=1
+SIGN      := codesign --force --sign - --entitlements cmd/berth/vz.entitlements bin/berth
+else
+SIGN      := true
+endif
+
 # Tools that checks and tests use, each built once from the module proxy.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 REGISTRY    := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
@@ -28,7 +37,8 @@ deps: ## install what the build needs from Debian's packages (asks for root only
 .PHONY: build
 build: deps ## build the programs and the guest image into bin/
 	@scripts/step "building bin/berth"
-	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./cmd/berth
+	@$(BERTH_CGO) go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./cmd/berth
+	@$(SIGN)
 	@scripts/step "building the guest image"
 	@go run ./images/build -o bin/image -version '$(VERSION)'
 
@@ -57,12 +67,17 @@ test-e2e: build registry docker ## the core end-to-end suite, in one VM
 	@BERTH_VM=1 go test -count=1 -timeout 20m -v ./host/e2e | scripts/testlog
 
 .PHONY: check
-check: tools ## vet for every platform, staticcheck, formatting, module tidiness
+check: tools typecheck-darwin ## vet for every platform, staticcheck, formatting, module tidiness
 	@scripts/step "formatting"
 	@test -z "$$(gofmt -l cmd guest host images scripts vm | tee /dev/stderr)"
 	@for p in $(PLATFORMS); do scripts/step "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...; done
 	@scripts/step "staticcheck"
 	@bin/tools/staticcheck -checks inherit,-ST1005 ./... # docker's messages are capitalized
+
+.PHONY: typecheck-darwin
+typecheck-darwin: ## type-check what is built with cgo on a Mac, on any host
+	@scripts/step "type-check of macOS with cgo"
+	@go run ./scripts/typecheck ./cmd/berth ./vm/vz
 
 .PHONY: tools
 tools: bin/tools/staticcheck

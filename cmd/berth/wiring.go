@@ -26,7 +26,8 @@ func production() wiring {
 	}
 }
 
-func newDriver(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver {
+// newQEMU is the driver of hosts without a better one.
+func newQEMU(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver {
 	o := qemu.Options{CacheDir: m.CacheDir, Log: log}
 	if c.Acceleration == machine.AccelerationNone {
 		o.Acceleration = qemu.TCG

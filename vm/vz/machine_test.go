@@ -28,7 +28,7 @@ import (
 // ones: streams close whole only, states come by a channel, and restarts are not
 // told.
 type fake struct {
-	deaf      uint32                                                               // a port whose connect never answers
+	deaf      uint32 // a port whose connect never answers
 	startErr  error
 	saveErr   error
 	createErr error
