@@ -18,6 +18,7 @@ import (
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/sshd"
 	"github.com/berthvm/berth/guest/wire"
+	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 // servers are the listeners and what serves them.
@@ -59,19 +60,19 @@ func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers,
 		if err != nil {
 			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
 		}
-		s.serve(hostOnly{l}, h)
+		s.serve(hostOnly{l, cfg.inFrames}, h)
 	}
 	portal, err := vsock.Listen(wire.PortPortal, nil)
 	if err != nil {
 		return nil, fmt.Errorf("listen on vsock port %d: %w", wire.PortPortal, err)
 	}
 	s.closers = append(s.closers, portal)
-	s.wg.Go(func() { _ = p.ports.Serve(hostOnly{portal}) })
-	return s, s.serveSSH(ctx, w)
+	s.wg.Go(func() { _ = p.ports.Serve(hostOnly{portal, cfg.inFrames}) })
+	return s, s.serveSSH(ctx, cfg, w)
 }
 
 // serveSSH serves shells in the machine, if the host has sent keys.
-func (s *servers) serveSSH(ctx context.Context, w wire.Welcome) error {
+func (s *servers) serveSSH(ctx context.Context, cfg config, w wire.Welcome) error {
 	if w.SSH.HostKey == "" {
 		return nil
 	}
@@ -80,7 +81,7 @@ func (s *servers) serveSSH(ctx context.Context, w wire.Welcome) error {
 		return fmt.Errorf("listen on vsock port %d: %w", wire.PortSSH, err)
 	}
 	s.wg.Go(func() {
-		err := sshd.Serve(ctx, hostOnly{l}, sshd.Options{HostKey: w.SSH.HostKey, AuthorizedKey: w.SSH.AuthorizedKey, Log: s.log,
+		err := sshd.Serve(ctx, hostOnly{l, cfg.inFrames}, sshd.Options{HostKey: w.SSH.HostKey, AuthorizedKey: w.SSH.AuthorizedKey, Log: s.log,
 			Env: []string{"DOCKER_HOST=unix:///run/berth/docker.sock"}})
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("no shells in the machine: the SSH server ended", "error", err)
@@ -127,7 +128,10 @@ func (s *servers) close() {
 const patience = time.Second
 
 // hostOnly accepts vsock connections of the host's.
-type hostOnly struct{ net.Listener }
+type hostOnly struct {
+	net.Listener
+	inFrames bool // see guest/wire/framed
+}
 
 // Accept implements net.Listener.
 func (l hostOnly) Accept() (net.Conn, error) {
@@ -137,9 +141,27 @@ func (l hostOnly) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if a, ok := c.RemoteAddr().(*vsock.Addr); ok && a.ContextID == wire.HostCID {
+			if l.inFrames {
+				return framed.New(c), nil
+			}
 			return c, nil
 		}
 		c.Close()
+	}
+}
+
+// dialHost returns what opens streams to a port of the host; nil where the plain
+// vsock is right, which is every package's default.
+func (c config) dialHost(port uint32) func(context.Context) (net.Conn, error) {
+	if !c.inFrames {
+		return nil
+	}
+	return func(context.Context) (net.Conn, error) {
+		conn, err := vsock.Dial(wire.HostCID, port, nil)
+		if err != nil {
+			return nil, err
+		}
+		return framed.New(conn), nil
 	}
 }
 

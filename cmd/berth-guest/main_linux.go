@@ -21,6 +21,7 @@ import (
 
 	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/oci"
+	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 func main() {
@@ -51,6 +52,15 @@ func main() {
 
 	if err := monitor.Relax(); err != nil {
 		cfg.log.Warn("containers will start slower", "error", err)
+	}
+
+	if !cfg.native {
+		cmdline, err := os.ReadFile("/proc/cmdline")
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "berth-guest: %v\n", err)
+			os.Exit(1)
+		}
+		cfg.inFrames = framed.Requested(string(cmdline))
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

@@ -42,6 +42,7 @@ import (
 // config is what the command line says.
 type config struct {
 	native    bool
+	inFrames  bool // the host cannot close streams by halves, see guest/wire/framed
 	root, run string
 	welcome   string
 	execPath  string
@@ -168,7 +169,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	}
 	servers := addresses(w.Network.DNS)
 	if !cfg.native {
-		p.ports = publish.New(w.Secret, nil, cfg.log)
+		p.ports = publish.New(w.Secret, cfg.dialHost(wire.PortPublishHost), cfg.log)
 	}
 	var g errgroup.Group
 	g.Go(func() (err error) {
@@ -228,7 +229,7 @@ func folders(cfg config, w wire.Welcome) hostpath.Map {
 }
 
 func imageOptions(cfg config, w wire.Welcome) image.Options {
-	dialer := &hostdial.Dialer{Secret: w.Secret}
+	dialer := &hostdial.Dialer{Secret: w.Secret, Connect: cfg.dialHost(wire.PortLoopbackHost)}
 	o := image.Options{Root: filepath.Join(cfg.root, "images"), Log: cfg.log, Dial: dialer.DialContext}
 	if cfg.native {
 		o.Dial = nil

@@ -13,6 +13,7 @@ import (
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/wire"
+	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 // Paths that the engine relies on.
@@ -89,7 +90,11 @@ func (m *machine) boot() error {
 	if err := m.phases.run("modules", func() error { return early.load("mmio", "base", "disk") }); err != nil {
 		return err
 	}
-	hello := startTask("hello", func() error { return m.hello(early) })
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	hello := startTask("hello", func() error { return m.hello(early, framed.Requested(string(cmdline))) })
 	extension := startTask("ext4", func() error { return early.load("data") })
 	card := startTask("virtio-net", func() error { return early.load("net") })
 
@@ -164,12 +169,12 @@ func (m *machine) mountShares(hurry <-chan struct{}) {
 }
 
 // hello makes the stream to the host and sets what the Welcome says.
-func (m *machine) hello(early *earlyModules) error {
+func (m *machine) hello(early *earlyModules, inFrames bool) error {
 	return m.phases.run("hello", func() error {
 		if err := early.load("vsock"); err != nil {
 			return err
 		}
-		if err := m.host.connect(m.version); err != nil {
+		if err := m.host.connect(m.version, inFrames); err != nil {
 			return err
 		}
 		if err := setClock(m.host.welcome.Time); err != nil {

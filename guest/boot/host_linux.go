@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"runtime"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/wire"
+	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 const (
@@ -40,9 +42,15 @@ func newHost(p *phases) *host {
 	return h
 }
 
-// connect says hello and takes the Welcome.
-func (h *host) connect(version string) error {
-	stream, err := dialHost(wire.PortHelloHost, helloPatience)
+// connect says hello and takes the Welcome. inFrames is what the kernel's command
+// line says of all streams, see guest/wire/framed.
+func (h *host) connect(version string, inFrames bool) error {
+	if inFrames {
+		if err := announceBoot(); err != nil {
+			return err
+		}
+	}
+	stream, err := dialHello(inFrames)
 	if err != nil {
 		return err
 	}
@@ -56,7 +64,49 @@ func (h *host) connect(version string) error {
 	return nil
 }
 
-func (h *host) greet(stream *os.File, version string) error {
+// stream is the hello stream: a file, or frames over one.
+type stream interface {
+	io.ReadWriteCloser
+	SetDeadline(t time.Time) error
+}
+
+func dialHello(inFrames bool) (stream, error) {
+	f, err := dialHost(wire.PortHelloHost, helloPatience)
+	if err != nil {
+		return nil, err
+	}
+	if inFrames {
+		return framed.New(carrier{f}), nil
+	}
+	return f, nil
+}
+
+// announceBoot tells the host that this is a new boot, and waits until it knows.
+func announceBoot() error {
+	f, err := dialHost(framed.BootPort, helloPatience)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.SetDeadline(time.Now().Add(helloPatience)); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, framed.New(carrier{f})); err != nil {
+		return fmt.Errorf("tell the host that the machine has booted: %w", err)
+	}
+	return nil
+}
+
+// carrier is a vsock stream as a net.Conn, whose addresses nobody asks for.
+type carrier struct{ *os.File }
+
+// LocalAddr implements net.Conn.
+func (carrier) LocalAddr() net.Addr { return nil }
+
+// RemoteAddr implements net.Conn.
+func (carrier) RemoteAddr() net.Addr { return nil }
+
+func (h *host) greet(stream stream, version string) error {
 	if err := stream.SetDeadline(time.Now().Add(helloPatience)); err != nil {
 		return err
 	}
@@ -138,7 +188,7 @@ func (h *host) write(stream io.Writer) {
 	}
 }
 
-func (h *host) read(stream *os.File) {
+func (h *host) read(stream io.ReadCloser) {
 	defer close(h.orders)
 	defer stream.Close()
 	for {
