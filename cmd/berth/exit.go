@@ -115,6 +115,12 @@ func fromDocker(err error) error {
 	return dockerError{err}
 }
 
+// wordless says that an error needs no words: docker's commands have none of their
+// own for it, or the user has ended one that only showed something.
+func wordless(err error) bool {
+	return err.Error() == "" || errors.As(err, new(dockerError)) && errors.As(err, new(signaled))
+}
+
 // message is what the user reads. Docker's commands call themselves docker here
 // and there.
 func message(err error) string {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/docker/cli/cli"
@@ -21,6 +23,23 @@ func TestMessage(t *testing.T) {
 	} {
 		if got := message(c.err); got != c.want {
 			t.Errorf("message(%q) = %q, want %q", c.err, got, c.want)
+		}
+	}
+}
+
+func TestWordless(t *testing.T) {
+	interrupted := signaled{os.Interrupt}
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{cli.StatusError{StatusCode: 3}, true},
+		{fromDocker(fmt.Errorf("Get \"http://socket/events\": %w", interrupted)), true},
+		{fromDocker(errors.New("no such image")), false},
+		{interrupted, false}, // a start says that it was given up
+	} {
+		if got := wordless(c.err); got != c.want {
+			t.Errorf("wordless(%q) = %v", c.err, got)
 		}
 	}
 }

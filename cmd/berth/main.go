@@ -49,9 +49,12 @@ func run(args []string, w wiring) int {
 		err = root.ExecuteContext(ctx)
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil && errors.Is(err, context.Canceled) {
+		if errors.As(err, new(dockerError)) {
+			cause = fromDocker(cause)
+		}
 		err = cause
 	}
-	if err != nil && err.Error() != "" {
+	if err != nil && !wordless(err) {
 		fmt.Fprintln(w.err, message(err))
 	}
 	return exitCode(err)
