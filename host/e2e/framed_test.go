@@ -54,12 +54,12 @@ func TestFramedStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	orders := framedBoot(t, boots, hellos)
-	echoHTTP(t, ctx, m)
+	askHTTP(t, ctx, m)
 	if err := wire.WriteFrame(orders, wire.Order{ID: 1, Op: wire.OpReboot}); err != nil {
 		t.Fatal(err)
 	}
 	orders = framedBoot(t, boots, hellos)
-	echoHTTP(t, ctx, m)
+	askHTTP(t, ctx, m)
 	if err := wire.WriteFrame(orders, wire.Order{ID: 1, Op: wire.OpPowerOff}); err != nil {
 		t.Fatal(err)
 	}
@@ -179,8 +179,9 @@ func framedBoot(t *testing.T, boots, hellos net.Listener) net.Conn {
 	return c
 }
 
-// echoHTTP asks the engine, and ends its own direction before it reads.
-func echoHTTP(t *testing.T, ctx context.Context, m vm.Machine) {
+// askHTTP asks the engine and ends its own direction, upon which the engine ends
+// the other.
+func askHTTP(t *testing.T, ctx context.Context, m vm.Machine) {
 	t.Helper()
 	c, err := m.Dial(ctx, wire.PortDocker)
 	if err != nil {
@@ -188,7 +189,7 @@ func echoHTTP(t *testing.T, ctx context.Context, m vm.Machine) {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(patience))
-	io.WriteString(c, "GET /version HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
+	io.WriteString(c, "GET /version HTTP/1.1\r\nHost: docker\r\n\r\n")
 	response, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		t.Fatal(err)
