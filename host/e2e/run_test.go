@@ -101,6 +101,8 @@ func TestRun(t *testing.T) {
 		{name: "sysctl", args: []string{"--sysctl", "net.ipv4.ip_default_ttl=42"}, cmd: []string{"cat", "/proc/sys/net/ipv4/ip_default_ttl"}, want: `^42$`},
 		{name: "tmpfs", args: []string{"--tmpfs", "/scratch:size=1m"}, cmd: []string{"grep", "/scratch", "/proc/mounts"}, want: `tmpfs.*size=1024k`},
 		{name: "masked", cmd: []string{"sh", "-c", "cat /proc/kcore | wc -c"}, want: `^0$`},
+		{name: "kernel's debugging", cmd: []string{"sh", "-c", "test -e /proc/dynamic_debug/control; echo $?; (echo 'func vfs_read -p' >/proc/dynamic_debug/control) 2>&1; true"},
+			want: `^0\n.*Read-only file system$`},
 		{name: "proc sys read-only", cmd: []string{"sh", "-c", "echo 1 2>&1 >/proc/sys/kernel/domainname; true"}, want: `Read-only`},
 	} {
 		for _, cl := range h.clients() {
