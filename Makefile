@@ -70,6 +70,8 @@ test-e2e: build registry docker ## the core end-to-end suite, in one VM
 check: tools typecheck-darwin ## vet for every platform, staticcheck, formatting, module tidiness
 	@scripts/step "formatting"
 	@test -z "$$(gofmt -l cmd guest host images scripts vm | tee /dev/stderr)"
+	@scripts/step "go.mod"
+	@go mod tidy -diff
 	@for p in $(PLATFORMS); do scripts/step "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...; done
 	@scripts/step "staticcheck"
 	@bin/tools/staticcheck -checks inherit,-ST1005 ./... # docker's messages are capitalized
