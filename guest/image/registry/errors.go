@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -24,6 +25,10 @@ func Explain(err error, ref reference.Named) error {
 	var known *explained
 	if errors.As(err, &known) {
 		return err
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return say(errdefs.ErrUnavailable, "cannot reach registry %s: %w", reference.Domain(ref), op)
 	}
 	name := reference.FamiliarString(ref)
 	var status remoteerrors.ErrUnexpectedStatus
