@@ -114,12 +114,15 @@ func Open(dir string) (*Image, error) {
 		return nil, fmt.Errorf("%w: %s has format %d, this program reads %d: %s", ErrVersion, dir, m.Format, Format, remedy)
 	}
 	image := &Image{Manifest: m, Dir: dir, Cmdline: m.Cmdline}
-	for role, path := range map[Role]*string{RoleKernel: &image.Kernel, RoleInitrd: &image.Initrd, RoleRoot: &image.Root} {
-		name, err := m.file(role)
+	for _, want := range []struct {
+		role Role
+		path *string
+	}{{RoleKernel, &image.Kernel}, {RoleInitrd, &image.Initrd}, {RoleRoot, &image.Root}} {
+		name, err := m.file(want.role)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s in %s: %v: %s", ErrCorrupt, ManifestName, dir, err, remedy)
 		}
-		*path = filepath.Join(dir, name)
+		*want.path = filepath.Join(dir, name)
 	}
 	if err := verify(dir, m.Files, readVerified(dir, data)); err != nil {
 		return nil, err
