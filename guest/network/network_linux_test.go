@@ -377,6 +377,31 @@ func TestDefaultBridge(t *testing.T) {
 	}
 }
 
+// The first frame must not be lost: when Attach returns, the kernel has finished
+// with both ends and, for the first container, with the bridge.
+func TestAttachedMeansWorking(t *testing.T) {
+	m := newMachine(t)
+	for i := range 20 {
+		c := m.container(fmt.Sprint("c", i))
+		ep := c.attach(AttachRequest{Network: Bridge})
+		state := func() map[string]netlink.LinkOperState {
+			links, err := netlink.LinkList() // to ask for one by its name would mend it
+			m.must(err)
+			got := map[string]netlink.LinkOperState{}
+			for _, l := range links {
+				got[l.Attrs().Name] = l.Attrs().OperState
+			}
+			return got
+		}
+		here := state()
+		var there map[string]netlink.LinkOperState
+		do(t, c.ns, func() error { there = state(); return nil })
+		if here["docker0"] != netlink.OperUp || here[ep.Device] != netlink.OperUp || there["eth0"] != netlink.OperUp {
+			t.Fatalf("container %d: docker0 is %v, its port %v, the container's end %v", i, here["docker0"], here[ep.Device], there["eth0"])
+		}
+	}
+}
+
 func TestLoopbackOfTheMachineIsClosed(t *testing.T) {
 	m := newMachine(t)
 	a := m.container("a", Bridge)

@@ -343,12 +343,12 @@ func (m *Manager) connect(n *network, ep Endpoint, ns *link.NS) (err error) {
 			m.root.Delete(ep.Device)
 		}
 	}()
+	port, err := m.root.ByName(ep.Device)
+	if err != nil {
+		return err
+	}
 	if !n.def.flag(OptionICC) {
-		l, err := m.root.ByName(ep.Device)
-		if err != nil {
-			return err
-		}
-		if err := m.root.Isolate(l.Index); err != nil {
+		if err := m.root.Isolate(port.Index); err != nil {
 			return fmt.Errorf("cannot keep containers apart: %w", err)
 		}
 	}
@@ -357,10 +357,13 @@ func (m *Manager) connect(n *network, ep Endpoint, ns *link.NS) (err error) {
 			return err
 		}
 	}
-	return inside(ns, ep)
+	if err := inside(ns, ep); err != nil {
+		return err
+	}
+	return m.root.SyncCarrier(port.Index, bridge)
 }
 
-// inside gives the container's end its addresses.
+// inside gives the container's end its addresses and switches it on.
 func inside(ns *link.NS, ep Endpoint) error {
 	c, err := ns.Dial()
 	if err != nil {
@@ -378,7 +381,10 @@ func inside(ns *link.NS, ep Endpoint) error {
 			}
 		}
 	}
-	return c.SetUp(l.Index)
+	if err := c.SetUp(l.Index); err != nil {
+		return err
+	}
+	return c.SyncCarrier(l.Index)
 }
 
 // insert adds an endpoint in its place: the first has the default route. It
