@@ -151,20 +151,25 @@ func TestQEMUKilled(t *testing.T) {
 func TestPowerCut(t *testing.T) {
 	h := ownHome(t)
 	c := h.berth()
-	machine(t) // its registry is filled
+	// An image of which a fresh machine has no layer: the built-in one's are there.
+	image := suiteImage(t, "powercut:1")
 	if err := h.boot(); err != nil {
 		t.Fatal(err)
 	}
 	reached := make(chan struct{}, 100)
 	slow := slowRegistry(t, reached)
-	ref := "localhost:" + slow + "/hello:1"
+	ref := "localhost:" + slow + "/powercut:1"
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	pull := c.command(ctx, "pull", ref)
 	if err := pull.Start(); err != nil {
 		t.Fatal(err)
 	}
-	<-reached
+	select {
+	case <-reached:
+	case <-ctx.Done():
+		t.Fatal("the pull never asked for a layer")
+	}
 	time.Sleep(time.Second)
 	syscall.Kill(h.status(t).PID, syscall.SIGKILL)
 	pull.Wait()
@@ -172,10 +177,22 @@ func TestPowerCut(t *testing.T) {
 	if err := h.boot(); err != nil {
 		t.Fatal(err)
 	}
-	c.ok(t, "pull", suite.registry.image("hello:1"))
-	if got := c.ok(t, "run", "--rm", suite.registry.image("hello:1"), "sh", "-c", "busybox sha256sum /bin/busybox | cut -c1-64"); len(got) != 64 {
+	c.ok(t, "pull", image)
+	if got := c.ok(t, "run", "--rm", image, "sh", "-c", "busybox sha256sum /bin/busybox | cut -c1-64"); len(got) != 64 {
 		t.Errorf("the image's busybox: %q", got)
 	}
+}
+
+// suiteImage pushes an image with a layer of its own to the registry.
+func suiteImage(t *testing.T, name string) string {
+	t.Helper()
+	c := machine(t).berth()
+	ref := suite.registry.image(name)
+	t.Cleanup(func() { c.exec("rm", "-f", "maker"); c.exec("rmi", "-f", ref) })
+	c.ok(t, "run", "--name", "maker", "hello", "sh", "-c", "head -c 3000000 /dev/urandom >/random")
+	c.ok(t, "commit", "maker", ref)
+	c.ok(t, "push", ref)
+	return ref
 }
 
 // slowRegistry serves the test registry at 64 KiB/s for blobs.
