@@ -485,23 +485,13 @@ func (m *machine) Close() error {
 
 // Dial implements vm.Transport.
 func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	if err := m.life.Up(); err != nil {
-		return nil, err
-	}
-	c, err := m.device.Dial(ctx, port)
-	if err != nil && m.life.Up() != nil {
-		return nil, m.life.Up()
-	}
-	return c, err
+	return m.life.Dial(ctx, port, m.device.Dial)
 }
 
 // Listen implements vm.Transport.
 func (m *machine) Listen(port uint32) (net.Listener, error) {
-	if err := m.life.Open(); err != nil {
+	if err := m.life.Listenable(); err != nil {
 		return nil, err
-	}
-	if m.life.State() == life.Ended {
-		return nil, vm.ErrNotRunning
 	}
 	return m.device.Listen(port)
 }

@@ -240,11 +240,8 @@ func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // Listen implements vm.Transport.
 func (m *Machine) Listen(port uint32) (net.Listener, error) {
-	if err := m.life.Open(); err != nil {
+	if err := m.life.Listenable(); err != nil {
 		return nil, err
-	}
-	if m.life.State() == life.Ended {
-		return nil, vm.ErrNotRunning
 	}
 	return m.bus.listen(Addr{CID: hostCID, Port: port})
 }

@@ -411,23 +411,13 @@ func (m *machine) Close() error {
 
 // Dial implements vm.Transport.
 func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	if err := m.life.Up(); err != nil {
-		return nil, err
-	}
-	c, err := m.hub.dial(ctx, port)
-	if err != nil && m.life.Up() != nil {
-		return nil, m.life.Up()
-	}
-	return c, err
+	return m.life.Dial(ctx, port, m.hub.dial)
 }
 
 // Listen implements vm.Transport.
 func (m *machine) Listen(port uint32) (net.Listener, error) {
-	if err := m.life.Open(); err != nil {
+	if err := m.life.Listenable(); err != nil {
 		return nil, err
-	}
-	if m.life.State() == life.Ended {
-		return nil, vm.ErrNotRunning
 	}
 	if port == framed.BootPort {
 		return nil, fmt.Errorf("listen on vsock port %d: it is the driver's own", port)

@@ -13,6 +13,7 @@ package life
 import (
 	"context"
 	"fmt"
+	"net"
 	"sync"
 
 	"github.com/berthvm/berth/vm"
@@ -154,6 +155,33 @@ func (l *Life) Up() error {
 	case l.closed:
 		return vm.ErrClosed
 	case l.state != Running:
+		return vm.ErrNotRunning
+	}
+	return nil
+}
+
+// Dial calls dial while the machine runs. What dial says of a machine that ended
+// meanwhile gives way to what Up says.
+func (l *Life) Dial(ctx context.Context, port uint32, dial func(context.Context, uint32) (net.Conn, error)) (net.Conn, error) {
+	if err := l.Up(); err != nil {
+		return nil, err
+	}
+	c, err := dial(ctx, port)
+	if err != nil {
+		if down := l.Up(); down != nil {
+			return nil, down
+		}
+	}
+	return c, err
+}
+
+// Listenable says whether the guest may still come to dial: before the start too,
+// but not once the machine has ended.
+func (l *Life) Listenable() error {
+	if err := l.Open(); err != nil {
+		return err
+	}
+	if l.State() == Ended {
 		return vm.ErrNotRunning
 	}
 	return nil
