@@ -44,7 +44,7 @@ func read(t testing.TB, name string) string {
 }
 
 // sh runs a script in a container that has dir as /src.
-func (c client) sh(t testing.TB, dir, script string) string {
+func (c cli) sh(t testing.TB, dir, script string) string {
 	t.Helper()
 	return c.ok(t, "run", "--rm", "-v", dir+":/src", "-w", "/src", "hello", "sh", "-ec", script)
 }

@@ -191,27 +191,27 @@ func (h *home) processes() []string {
 }
 
 // berth is the built-in client and the command line of the machine.
-func (h *home) berth() client {
-	return client{name: "berth", bin: filepath.Join(root, "bin", "berth"), env: h.env()}
+func (h *home) berth() cli {
+	return cli{name: "berth", bin: filepath.Join(root, "bin", "berth"), env: h.env()}
 }
 
 // docker is the stock client, which knows Berth by its docker context alone.
-func (h *home) docker() client {
-	return client{name: "docker", bin: filepath.Join(root, "bin", "tools", "docker"), env: h.env(), pre: []string{"--context", "berth"}}
+func (h *home) docker() cli {
+	return cli{name: "docker", bin: filepath.Join(root, "bin", "tools", "docker"), env: h.env(), pre: []string{"--context", "berth"}}
 }
 
 // clients are the two that every docker command must work with alike.
-func (h *home) clients() []client { return []client{h.berth(), h.docker()} }
+func (h *home) clients() []cli { return []cli{h.berth(), h.docker()} }
 
-// client runs one program as a user would.
-type client struct {
+// cli runs one program as a user would.
+type cli struct {
 	name string
 	bin  string
 	env  []string
 	pre  []string // arguments before the command
 }
 
-func (c client) command(ctx context.Context, args ...string) *exec.Cmd {
+func (c cli) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, c.bin, append(append([]string(nil), c.pre...), args...)...)
 	cmd.Env = c.env
 	cmd.WaitDelay = 5 * time.Second
@@ -231,10 +231,10 @@ func (r result) String() string {
 	return fmt.Sprintf("%s: exit %d after %v\n%s%s", r.cmd, r.code, r.took.Round(time.Millisecond), tail(r.out, 30), tail(r.err, 30))
 }
 
-func (c client) exec(args ...string) result { return c.execIn("", args...) }
+func (c cli) exec(args ...string) result { return c.execIn("", args...) }
 
 // execIn runs the command with in as its standard input.
-func (c client) execIn(in string, args ...string) result {
+func (c cli) execIn(in string, args ...string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := c.command(ctx, args...)
@@ -256,7 +256,7 @@ func (c client) execIn(in string, args ...string) result {
 }
 
 // ok runs a command that must succeed and returns its output, trimmed.
-func (c client) ok(t testing.TB, args ...string) string {
+func (c cli) ok(t testing.TB, args ...string) string {
 	t.Helper()
 	r := c.exec(args...)
 	if r.code != 0 {
@@ -266,7 +266,7 @@ func (c client) ok(t testing.TB, args ...string) string {
 }
 
 // fails runs a command that must fail with one clear message that holds want.
-func (c client) fails(t testing.TB, want string, args ...string) result {
+func (c cli) fails(t testing.TB, want string, args ...string) result {
 	t.Helper()
 	r := c.exec(args...)
 	switch {
