@@ -58,12 +58,13 @@ func Locate(getenv func(string) string) (Home, error) {
 
 // under is the layout below one root directory.
 func under(root, cache string) Home {
+	state := filepath.Join(root, "state")
 	return Home{
 		Config:  filepath.Join(root, "config"),
 		Data:    filepath.Join(root, "data"),
-		State:   filepath.Join(root, "state"),
+		State:   state,
 		Cache:   filepath.Join(cache, "cache"),
-		sockets: socketParent(),
+		sockets: socketParent(state),
 	}
 }
 

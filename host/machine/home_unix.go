@@ -14,18 +14,33 @@ import (
 
 const dockerScheme = "unix://"
 
-// socketParent does not look at TMPDIR or XDG_RUNTIME_DIR: every shell of the
-// user, also one without a login session, must find the same sockets.
-func socketParent() string {
+// socketRoom is how long the parent of the sockets' directories may be. The
+// longest socket is in a machine's VMDir, and macOS takes 103 bytes (Linux 107).
+const socketRoom = 103 - len("/0123456789ab/vm/qmp.sock")
+
+// socketParent is a directory below the user's own state, where nobody else can
+// lay a socket in wait for a client that does not look at its owner. Where that
+// path is too long it is one in /tmp, which MakeSocketDir then checks.
+//
+// It does not look at TMPDIR or XDG_RUNTIME_DIR: every shell of the user, also
+// one without a login session, must find the same sockets, and the latter goes
+// at logout while a machine may run on.
+func socketParent(state string) string {
+	if dir := filepath.Join(state, ".run"); len(dir) <= socketRoom { // no machine's name begins with a dot
+		return dir
+	}
 	return filepath.Join("/tmp", "berth-"+strconv.Itoa(os.Getuid()))
 }
 
 func (m Machine) address(what string) string { return filepath.Join(m.SocketDir, what+".sock") }
 
-// MakeSocketDir creates the machine's directory for sockets. The parent lies in
-// a directory that everybody may write to, so whoever made it first must have
+// MakeSocketDir creates the machine's directory for sockets. The parent may lie
+// in a directory that everybody may write to, so whoever made it first must have
 // been this user: anything else is refused.
 func (m Machine) MakeSocketDir() error {
+	if err := os.MkdirAll(filepath.Dir(filepath.Dir(m.SocketDir)), 0o700); err != nil {
+		return fmt.Errorf("cannot create the directory for sockets: %w", err)
+	}
 	for _, dir := range []string{filepath.Dir(m.SocketDir), m.SocketDir, m.VMDir()} {
 		if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
 			return fmt.Errorf("cannot create the directory for sockets: %w", err)

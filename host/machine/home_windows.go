@@ -21,7 +21,7 @@ func platformHome(getenv func(string) string) (Home, error) {
 }
 
 // socketParent holds only what drivers put there: the addresses are pipes.
-func socketParent() string {
+func socketParent(string) string {
 	dir, err := os.UserCacheDir() // %LocalAppData%
 	if err != nil {
 		dir = os.TempDir()

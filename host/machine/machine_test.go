@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,16 @@ func TestSocketPathsAreShort(t *testing.T) {
 	for _, addr := range []string{m.APIAddress(), m.DockerAddress(), m.SSHAddress(), m.ControlAddress()} {
 		if len(addr) > 100 {
 			t.Errorf("%s has %d bytes: macOS takes 103", addr, len(addr))
+		}
+	}
+	for root, own := range map[string]bool{"/home/jane": true, "/home/" + strings.Repeat("j", 80): false} {
+		h, err := Locate(func(string) string { return root })
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, _ := h.Machine("m")
+		if runtime.GOOS != "windows" && (inside(m.SocketDir, root) != own || len(m.VMDir()+"/qmp.sock") > 103) {
+			t.Errorf("home %s: sockets in %s", root, m.SocketDir)
 		}
 	}
 	if o := testMachine(t, "other"); o.SocketDir == m.SocketDir {
