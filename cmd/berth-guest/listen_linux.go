@@ -165,7 +165,7 @@ func (c config) dialHost(port uint32) func(context.Context) (net.Conn, error) {
 	}
 }
 
-// control serves the control API: GET /v1/health and GET /v1/spans.
+// control serves the control API: GET /v1/health, /v1/spans and /v1/usage.
 func control(e *engine.Engine) http.Handler {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, v any) {
@@ -178,6 +178,14 @@ func control(e *engine.Engine) http.Handler {
 			Containers int       `json:"containers"`
 			Running    int       `json:"running"`
 		}{time.Now(), e.Count().All, e.Count().Running})
+	})
+	mux.HandleFunc("GET /v1/usage", func(w http.ResponseWriter, _ *http.Request) {
+		u, err := usage()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		answer(w, u)
 	})
 	mux.HandleFunc("GET /v1/spans", func(w http.ResponseWriter, _ *http.Request) { answer(w, e.Spans.All()) })
 	return mux

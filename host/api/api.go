@@ -9,6 +9,9 @@
 //	POST /v1/cancel    gives up a start, unless somebody else follows it too
 //	POST /v1/stop      answers with the last Status when the machine is off
 //	GET  /v1/logs      text: source=daemon or console, tail=N lines, follow=true
+//	GET  /v1/watch     one Snapshot a line, the first at once and one for each change
+//	GET  /v1/usage     Usage
+//	POST /v1/containers/{id}/stop  stops a container, as docker's API does
 //
 // An error is a JSON object {"message": ...} with a status of 400 or above.
 package api
@@ -110,6 +113,47 @@ type Phase struct {
 type Event struct {
 	Phase *Phase  `json:"phase,omitempty"`
 	End   *Status `json:"end,omitempty"`
+}
+
+// Snapshot is a machine at one moment, with the containers that run in it.
+type Snapshot struct {
+	Status     Status      `json:"status"`
+	Containers []Container `json:"containers"` // running or paused ones, by name; none unless the machine is Running
+}
+
+// Container is one that runs.
+type Container struct {
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Image string `json:"image"`
+	State string `json:"state"` // docker's: "running", "paused" or "restarting"
+	Ports []Port `json:"ports,omitempty"`
+}
+
+// Port is a container's port that is published on the host.
+type Port struct {
+	Host      uint16 `json:"host"`
+	Container uint16 `json:"container"`
+	Protocol  string `json:"protocol"` // "tcp" or "udp"
+}
+
+// Usage is what the guest has used, as its kernel counts.
+type Usage struct {
+	Up          time.Duration `json:"up"`   // nanoseconds since the guest's kernel began
+	Busy        time.Duration `json:"busy"` // nanoseconds that its CPUs have worked since then, all together
+	CPUs        int           `json:"cpus"`
+	MemoryUsed  int64         `json:"memoryUsed"` // bytes that are not available to new programs
+	MemoryTotal int64         `json:"memoryTotal"`
+}
+
+// CPUSince is the share of one CPU that was used between an earlier Usage of the
+// same boot and this one: 1 is one CPU all the time. It is 0 when that cannot be told.
+func (u Usage) CPUSince(earlier Usage) float64 {
+	up, busy := u.Up-earlier.Up, u.Busy-earlier.Busy
+	if up <= 0 || busy < 0 {
+		return 0
+	}
+	return min(float64(busy)/float64(up), float64(u.CPUs))
 }
 
 // LogQuery asks for a log.

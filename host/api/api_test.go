@@ -19,6 +19,10 @@ type backend struct {
 	status api.Status
 	events []api.Event
 	stop   func(context.Context) (api.Status, error)
+
+	usage   api.Usage
+	err     error  // of Usage and StopContainer
+	stopped string // the container
 }
 
 func (b *backend) Status() api.Status { return b.status }
@@ -35,6 +39,20 @@ func (b *backend) Stop(ctx context.Context) (api.Status, error) { return b.stop(
 func (b *backend) Logs(_ context.Context, q api.LogQuery, w io.Writer) error {
 	_, err := io.WriteString(w, q.Source+"\n")
 	return err
+}
+
+func (b *backend) Watch(_ context.Context, emit func(api.Snapshot) error) error {
+	for range 2 {
+		if err := emit(api.Snapshot{Status: b.status, Containers: []api.Container{{Name: "web"}}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (b *backend) Usage(context.Context) (api.Usage, error) { return b.usage, b.err }
+func (b *backend) StopContainer(_ context.Context, id string) error {
+	b.stopped = id
+	return b.err
 }
 
 func serve(t *testing.T, h http.Handler) *api.Client {
@@ -97,6 +115,55 @@ func TestStop(t *testing.T) {
 	}
 	b.stop = func(context.Context) (api.Status, error) { return api.Status{}, errors.New("it is stuck") }
 	if _, err := c.Stop(t.Context(), time.Second); err == nil || err.Error() != "it is stuck" {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	c := serve(t, api.NewHandler(&backend{status: api.Status{State: api.Running}}))
+	var seen []api.Snapshot
+	if err := c.Watch(t.Context(), func(s api.Snapshot) { seen = append(seen, s) }); !errors.Is(err, api.ErrEnded) {
+		t.Errorf("%v", err)
+	}
+	if len(seen) != 2 || seen[1].Status.State != api.Running || seen[1].Containers[0].Name != "web" {
+		t.Errorf("%+v", seen)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	b := &backend{usage: api.Usage{Up: 10 * time.Second, Busy: time.Second, CPUs: 2, MemoryUsed: 1 << 30}}
+	c := serve(t, api.NewHandler(b))
+	u, err := c.Usage(t.Context())
+	if err != nil || u != b.usage {
+		t.Errorf("%+v, %v", u, err)
+	}
+	for name, test := range map[string]struct {
+		earlier api.Usage
+		want    float64
+	}{
+		"a quarter":      {api.Usage{Up: 8 * time.Second, Busy: time.Second / 2}, 0.25},
+		"another boot":   {api.Usage{Up: 8 * time.Minute, Busy: time.Minute}, 0},
+		"the same":       {u, 0},
+		"more than real": {api.Usage{Up: 10*time.Second - 1}, 2},
+	} {
+		if got := u.CPUSince(test.earlier); got != test.want {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+	b.err = errors.New("the machine is not up")
+	if _, err := c.Usage(t.Context()); err == nil || err.Error() != "the machine is not up" {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestStopContainer(t *testing.T) {
+	b := &backend{}
+	c := serve(t, api.NewHandler(b))
+	if err := c.StopContainer(t.Context(), "a/../b"); err != nil || b.stopped != "a/../b" {
+		t.Errorf("%v, stopped %q", err, b.stopped)
+	}
+	b.err = errors.New("No such container: x")
+	if err := c.StopContainer(t.Context(), "x"); err == nil || err.Error() != b.err.Error() {
 		t.Errorf("%v", err)
 	}
 }

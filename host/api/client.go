@@ -45,29 +45,63 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 // Follow calls each with the phases of the start there was and will be, and
 // returns the status it ended in.
 func (c *Client) Follow(ctx context.Context, each func(Phase)) (Status, error) {
-	resp, err := c.do(ctx, "GET", "/v1/progress", nil)
+	var end *Status
+	err := stream(ctx, c, "/v1/progress", func(e Event) bool {
+		end = e.End
+		if e.Phase != nil {
+			each(*e.Phase)
+		}
+		return end == nil
+	})
+	if end != nil {
+		return *end, nil
+	}
+	return Status{}, err
+}
+
+// Watch calls each with the machine as it is now and after each change. It
+// returns the error of ctx, or ErrEnded when the daemon has ended.
+func (c *Client) Watch(ctx context.Context, each func(Snapshot)) error {
+	return stream(ctx, c, "/v1/watch", func(s Snapshot) bool {
+		each(s)
+		return true
+	})
+}
+
+// stream calls each with every line of an answer until it returns false. An
+// answer that ends before is an error.
+func stream[T any](ctx context.Context, c *Client, path string, each func(T) bool) error {
+	resp, err := c.do(ctx, "GET", path, nil)
 	if err != nil {
-		return Status{}, err
+		return err
 	}
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		var e Event
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			return Status{}, fmt.Errorf("cannot understand the machine's daemon: %w: is it another version? Run \"berth restart\"", err)
+		var v T
+		if err := json.Unmarshal(lines.Bytes(), &v); err != nil {
+			return fmt.Errorf("cannot understand the machine's daemon: %w: is it another version? Run \"berth restart\"", err)
 		}
-		if e.End != nil {
-			return *e.End, nil
-		}
-		if e.Phase != nil {
-			each(*e.Phase)
+		if !each(v) {
+			return nil
 		}
 	}
 	if ctx.Err() != nil {
-		return Status{}, ctx.Err()
+		return ctx.Err()
 	}
-	return Status{}, ErrEnded
+	return ErrEnded
+}
+
+// Usage asks what the guest has used.
+func (c *Client) Usage(ctx context.Context) (Usage, error) {
+	var u Usage
+	return u, c.call(ctx, "GET", "/v1/usage", nil, &u)
+}
+
+// StopContainer stops a container of the machine.
+func (c *Client) StopContainer(ctx context.Context, id string) error {
+	return c.call(ctx, "POST", "/v1/containers/"+url.PathEscape(id)+"/stop", nil, nil)
 }
 
 // Cancel gives up the start, unless somebody else follows it too.

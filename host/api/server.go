@@ -23,6 +23,12 @@ type Backend interface {
 	// it ends the plug is pulled.
 	Stop(ctx context.Context) (Status, error)
 	Logs(ctx context.Context, q LogQuery, w io.Writer) error
+	// Watch calls emit with the machine as it is now and after each change, until
+	// the machine is off, which is the last, or ctx ends or emit fails.
+	Watch(ctx context.Context, emit func(Snapshot) error) error
+	// Usage and StopContainer ask the guest, which must be up.
+	Usage(ctx context.Context) (Usage, error)
+	StopContainer(ctx context.Context, id string) error
 }
 
 // maxStop bounds what a client may ask to wait for a polite stop.
@@ -35,14 +41,25 @@ func NewHandler(b Backend) http.Handler {
 		reply(w, b.Status())
 	})
 	mux.HandleFunc("GET /v1/progress", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/x-ndjson")
-		enc := json.NewEncoder(w)
-		b.Follow(r.Context(), func(e Event) error { // the client sees a stream without an End
-			if err := enc.Encode(e); err != nil {
-				return err
-			}
-			return http.NewResponseController(w).Flush()
-		})
+		b.Follow(r.Context(), lines[Event](w)) // the client sees a stream without an End
+	})
+	mux.HandleFunc("GET /v1/watch", func(w http.ResponseWriter, r *http.Request) {
+		b.Watch(r.Context(), lines[Snapshot](w)) // likewise
+	})
+	mux.HandleFunc("GET /v1/usage", func(w http.ResponseWriter, r *http.Request) {
+		u, err := b.Usage(r.Context())
+		if err != nil {
+			fail(w, http.StatusServiceUnavailable, err)
+			return
+		}
+		reply(w, u)
+	})
+	mux.HandleFunc("POST /v1/containers/{id}/stop", func(w http.ResponseWriter, r *http.Request) {
+		if err := b.StopContainer(r.Context(), r.PathValue("id")); err != nil {
+			fail(w, http.StatusBadGateway, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("POST /v1/cancel", func(w http.ResponseWriter, r *http.Request) {
 		b.Cancel()
@@ -76,6 +93,18 @@ func NewHandler(b Backend) http.Handler {
 		b.Logs(r.Context(), q, flusher{w}) // the headers are gone: an error ends the stream
 	})
 	return mux
+}
+
+// lines writes each value as a line of JSON, at once.
+func lines[T any](w http.ResponseWriter) func(T) error {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	return func(v T) error {
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+		return http.NewResponseController(w).Flush()
+	}
 }
 
 type flusher struct{ w http.ResponseWriter }

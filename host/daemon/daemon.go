@@ -146,8 +146,9 @@ type daemon struct {
 	over     chan struct{} // closed when the machine is off and the last state is set
 	end      context.CancelCauseFunc
 
-	mu     sync.Mutex      // guards below
-	polite context.Context // bounds the polite part of a stop; nil before one
+	mu      sync.Mutex      // guards below
+	polite  context.Context // bounds the polite part of a stop; nil before one
+	machine vm.Machine      // that has been powered on; nil before and after
 }
 
 // Run runs the machine until it is off and returns why it ended: nil when it

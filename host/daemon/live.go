@@ -101,7 +101,9 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 	}); err != nil {
 		return nil, cleanup, err
 	}
+	d.setMachine(m)
 	cleanup = append(cleanup, func() {
+		d.setMachine(nil)
 		if err := m.Close(); err != nil {
 			d.log.Error("cannot free all of the virtual machine", "error", err)
 		}

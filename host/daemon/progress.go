@@ -78,6 +78,13 @@ func (p *progress) get() api.Status {
 	return p.snapshot()
 }
 
+// change is closed when anything changes after this call.
+func (p *progress) change() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
+}
+
 func (p *progress) snapshot() api.Status {
 	s := p.status
 	s.Start = append([]api.Phase(nil), s.Start...)

@@ -33,6 +33,7 @@ type Options struct {
 	Panics      bool          // breaks down when it should start the engine
 	Boots       func()        // called at each boot
 	Welcome     func(wire.Welcome)
+	Containers  *Containers // that its engine has; nil for none
 	// Session, when set, gets the hello stream and the hardware of a boot that is up.
 	Session func(hw *vmfake.Hardware, hello net.Conn)
 }
@@ -199,12 +200,15 @@ func (g *guest) obey(ctx context.Context) vmfake.Exit {
 
 // serve starts the engine's and the SSH server.
 func (g *guest) serve(ctx context.Context, w wire.Welcome) error {
-	docker, err := g.hw.Listen(wire.PortDocker)
-	if err != nil {
-		return err
+	for port, handler := range map[uint32]http.Handler{wire.PortDocker: dockerAPI(w, g.Containers), wire.PortControl: control()} {
+		l, err := g.hw.Listen(port)
+		if err != nil {
+			return err
+		}
+		server := &http.Server{Handler: handler}
+		g.serving.Go(func() { server.Serve(l) })
+		context.AfterFunc(ctx, func() { server.Close() })
 	}
-	server := &http.Server{Handler: dockerAPI(w)}
-	g.serving.Go(func() { server.Serve(docker) })
 	shell, err := g.hw.Listen(wire.PortSSH)
 	if err != nil {
 		return err
@@ -222,20 +226,26 @@ func (g *guest) serve(ctx context.Context, w wire.Welcome) error {
 			go serveSSH(conn, config)
 		}
 	})
-	context.AfterFunc(ctx, func() {
-		server.Close()
-		shell.Close()
-	})
+	context.AfterFunc(ctx, func() { shell.Close() })
 	return nil
 }
 
-func dockerAPI(w wire.Welcome) http.Handler {
-	answer := func(v any) http.HandlerFunc {
-		return func(rw http.ResponseWriter, _ *http.Request) {
-			rw.Header().Set("Content-Type", "application/json")
-			json.NewEncoder(rw).Encode(v)
-		}
+// answer is a handler that always says the same.
+func answer(v any) http.HandlerFunc {
+	return func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(rw).Encode(v)
 	}
+}
+
+// control has been up for a minute, of which one of its two CPUs worked a quarter.
+func control() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/usage", answer(wire.Usage{Up: time.Minute, Busy: 15 * time.Second, CPUs: 2, MemoryTotal: 2 << 30, MemoryAvailable: 3 << 29}))
+	return mux
+}
+
+func dockerAPI(w wire.Welcome, containers *Containers) http.Handler {
 	version := answer(map[string]any{
 		"Platform": map[string]string{"Name": "Berth " + w.Machine.Version}, "Version": "fake", "ApiVersion": "1.54", "MinAPIVersion": "1.44",
 		"Os": "linux", "Arch": runtime.GOARCH, "KernelVersion": "6.12.0-fake",
@@ -251,6 +261,7 @@ func dockerAPI(w wire.Welcome) http.Handler {
 		switch path := r.URL.Path; {
 		case path == "/_ping":
 			io.WriteString(rw, "OK")
+		case containers.serve(rw, r):
 		case strings.HasSuffix(path, "/version"):
 			version(rw, r)
 		case strings.HasSuffix(path, "/json"):
