@@ -112,9 +112,9 @@ fuzz: ## every fuzzer for FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: test-full
-test-full: test-full-race test-full-oci test-full-e2e test-full-fuzz ## what is longer than `make test`; each part can be run alone, and again
+test-full: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-fuzz ## what is longer than `make test`; each part can be run alone, and again
 
-.PHONY: test-full-race test-full-oci test-full-e2e test-full-fuzz
+.PHONY: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-fuzz
 test-full-race: registry
 	@scripts/deps gcc libc6-dev
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
@@ -122,6 +122,11 @@ test-full-oci: deps
 	@scripts/once $@ guest/oci/suite
 test-full-e2e: build registry docker
 	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 40m -v ./host/e2e
+test-full-arm64:
+	@scripts/deps qemu-system-arm
+	@scripts/step "building the guest image for arm64"
+	@go run ./images/build -arch arm64 -o bin/image-arm64 -version '$(VERSION)'
+	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 30m -v -run TestArm64 ./images
 test-full-fuzz: deps
 	@scripts/once $@ scripts/fuzz $(FUZZTIME)
 

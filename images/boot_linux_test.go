@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds each step of a guest that TCG runs beside other work.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // TestBoot takes one data disk through the machine's life: first boot, order to
 // restart, order to power off, power cut, growth, a host that refuses, and a
@@ -282,7 +282,7 @@ func start(t testing.TB, image *images.Image, disk string) *guest {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	g := &guest{t: t, version: "test", ctx: ctx, console: &console{}}
-	g.machine, err = qemu.New(qemu.Options{}).New(ctx, vm.Config{
+	g.machine, err = qemu.New(qemu.Options{Arch: image.Manifest.Arch}).New(ctx, vm.Config{
 		Name: "boot", CPUs: 1, MemoryMiB: 512,
 		Kernel: image.Kernel, Initrd: image.Initrd, Cmdline: image.Cmdline,
 		Disks: []vm.Disk{
