@@ -69,7 +69,7 @@ func info(cfg config, w wire.Welcome) system.Info {
 	return system.Info{
 		ID: engineID(cfg), Name: name, ServerVersion: w.Machine.Version, OperatingSystem: system_, OSType: "linux", Architecture: arch,
 		KernelVersion: kernel(), Driver: "overlayfs", DriverStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}},
-		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "local", "none"}},
+		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, Log: []string{"json-file", "local", "none"}},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: true, LoggingDriver: "json-file", CgroupDriver: "cgroupfs", CgroupVersion: "2",
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: registries(), DockerRootDir: cfg.root,

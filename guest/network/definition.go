@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -50,7 +51,7 @@ func define(cfg Config, mtu int, taken []netip.Prefix, site netip.Prefix) (Netwo
 		return n, err
 	}
 	var err error
-	n.Subnets, err = chooseSubnets(cfg, taken, site)
+	n.Subnets, err = chooseSubnets(cfg, n.Driver, taken, site)
 	return n, err
 }
 
@@ -64,11 +65,11 @@ func checkConfig(cfg Config, driver string) error {
 		return forbidden("operation is not permitted on predefined %s network", cfg.Name)
 	case driver == DriverHost || driver == DriverNull:
 		return forbidden("only one instance of %q network is allowed", driver)
-	case driver != DriverBridge:
+	case driver != DriverBridge && driver != DriverMacvlan && driver != DriverIPvlan:
 		return notFound("could not find plugin %s in v1 plugin registry: plugin not found", driver)
 	case cfg.IPAMDriver != "" && cfg.IPAMDriver != "default":
 		return invalid("invalid ipam driver %q: only the default one is supported", cfg.IPAMDriver)
-	case cfg.NoIPv4 && !cfg.IPv6:
+	case cfg.NoIPv4 && !cfg.IPv6 && driver == DriverBridge:
 		return invalid("IPv4 or IPv6 must be enabled")
 	}
 	return nil
@@ -76,8 +77,13 @@ func checkConfig(cfg Config, driver string) error {
 
 // applyOptions reads the driver's options that are not read where they are used.
 func (n *Network) applyOptions() error {
-	n.Device = "br-" + n.ID[:12]
-	if name, ok := n.Options[OptionBridgeName]; ok {
+	if n.Driver == DriverBridge {
+		n.Device = "br-" + n.ID[:12]
+	}
+	if err := n.applyParent(); err != nil {
+		return err
+	}
+	if name, ok := n.Options[OptionBridgeName]; ok && n.Driver == DriverBridge {
 		if !ifName.MatchString(name) || name == "." || name == ".." {
 			return invalid("invalid bridge name %q: at most 15 letters, digits and . _ -", name)
 		}
@@ -117,89 +123,160 @@ func (n Network) ifPrefix() string {
 	return "eth"
 }
 
-func chooseSubnets(cfg Config, taken []netip.Prefix, site netip.Prefix) ([]Subnet, error) {
+// chooseSubnets checks the subnets of a wish and chooses those it leaves open. What
+// a wish says of a family that the network does not have is ignored, as docker has
+// it.
+func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.Prefix) ([]Subnet, error) {
+	if err := checkSubnets(cfg); err != nil {
+		return nil, err
+	}
+	onParent := driver == DriverMacvlan || driver == DriverIPvlan
 	var out []Subnet
 	have4, have6 := cfg.NoIPv4, !cfg.IPv6
 	for _, s := range cfg.Subnets {
-		if !s.Subnet.IsValid() {
-			// Docker takes an entry without a subnet as a wish for the chosen one,
-			// and so a gateway or range alone has nothing to lie in.
-			if s.Range.IsValid() || s.Gateway.IsValid() || len(s.Aux) > 0 {
-				return nil, invalid("invalid network config: no matching subnet for the gateway, range or auxiliary address")
-			}
+		v6 := s.Subnet.Addr().Is6()
+		if !s.Subnet.IsValid() || v6 && !cfg.IPv6 || !v6 && cfg.NoIPv4 {
 			continue
 		}
-		if err := checkSubnet(&s, cfg); err != nil {
-			return nil, err
-		}
-		for _, t := range taken {
-			if t.Overlaps(s.Subnet) {
-				return nil, forbidden("invalid pool request: Pool overlaps with other one on this address space")
+		if s.Subnet.Addr().IsUnspecified() {
+			r := ipam.Request{Global: onParent, Bits: s.Subnet.Bits(), Taken: taken}
+			if v6 {
+				r.Site = site
 			}
+			p, err := choose(r)
+			if err != nil {
+				return nil, err
+			}
+			s.Subnet = p
+		} else if overlaps(s.Subnet, taken) && !(onParent && s.Range.IsValid()) {
+			return nil, forbidden("invalid pool request: Pool overlaps with other one on this address space")
 		}
 		taken = append(taken[:len(taken):len(taken)], s.Subnet)
-		have4 = have4 || s.Subnet.Addr().Is4()
-		have6 = have6 || s.Subnet.Addr().Is6()
+		have4, have6 = have4 || !v6, have6 || v6
 		out = append(out, s)
 	}
-	add := func(p netip.Prefix, err error) error {
-		if err != nil {
-			return errdefs.ErrResourceExhausted.WithMessage(err.Error())
-		}
-		out = append(out, Subnet{Subnet: p, Gateway: ipam.Gateway(p)})
-		return nil
-	}
 	if !have4 {
-		if err := add(ipam.Choose4(taken)); err != nil {
+		p, err := choose(ipam.Request{Global: onParent, Taken: taken})
+		if err != nil {
 			return nil, err
 		}
+		out = append(out, Subnet{Subnet: p})
 	}
 	if !have6 {
-		if err := add(ipam.Choose6(site, taken)); err != nil {
+		p, err := choose(ipam.Request{Site: site, Taken: taken})
+		if err != nil {
 			return nil, err
+		}
+		out = append(out, Subnet{Subnet: p})
+	}
+	for i, s := range out {
+		if !s.Gateway.IsValid() && !onParent { // else the gateway is somebody else's, and named or none
+			out[i].Gateway = ipam.Gateway(s.Subnet, s.Range)
 		}
 	}
 	return out, nil
 }
 
-func checkSubnet(s *Subnet, cfg Config) error {
+func overlaps(p netip.Prefix, taken []netip.Prefix) bool {
+	return slices.ContainsFunc(taken, p.Overlaps)
+}
+
+// choose is ipam.Choose with docker's words.
+func choose(r ipam.Request) (netip.Prefix, error) {
+	p, err := ipam.Choose(r)
+	switch {
+	case errors.Is(err, ipam.ErrSize):
+		return p, invalid("invalid address pool")
+	case err != nil:
+		return p, invalid("all predefined address pools have been fully subnetted")
+	}
+	return p, nil
+}
+
+// checkSubnets says all that is wrong with the subnets of a wish.
+func checkSubnets(cfg Config) error {
+	var wrong []string
+	for _, s := range cfg.Subnets {
+		if !s.Subnet.IsValid() {
+			// Docker takes an entry without a subnet as a wish for the chosen one,
+			// and so a gateway or range alone has nothing to lie in.
+			if s.Range.IsValid() || s.Gateway.IsValid() || len(s.Aux) > 0 {
+				wrong = append(wrong, "no matching subnet for the gateway, range or auxiliary address")
+			}
+			continue
+		}
+		if s.Subnet.Addr().Is6() && !cfg.IPv6 {
+			continue
+		}
+		wrong = append(wrong, s.problems()...)
+	}
+	switch len(wrong) {
+	case 0:
+		return nil
+	case 1:
+		return invalid("invalid network config:\n%s", wrong[0])
+	}
+	return invalid("invalid network config:\n* %s", strings.Join(wrong, "\n* "))
+}
+
+// problems lists what is wrong with a subnet.
+func (s Subnet) problems() []string {
+	var wrong []string
+	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	p := s.Subnet
 	switch {
 	case p.Addr().Is4In6():
-		return invalid("invalid subnet %s: write it as IPv4", p)
+		say("invalid subnet %s: write it as IPv4", p)
+		return wrong
 	case p != p.Masked():
-		return invalid("invalid network config:\ninvalid subnet %s: it should be %s", p, p.Masked())
-	case p.Addr().Is4() && cfg.NoIPv4:
-		return invalid("invalid network config:\nIPv4 is disabled, but subnet %s was given", p)
-	case p.Addr().Is6() && !cfg.IPv6:
-		return invalid("invalid network config:\nIPv6 is not enabled, but subnet %s was given: use --ipv6", p)
-	case p.Addr().BitLen()-p.Bits() < 2:
-		return invalid("invalid network config:\nsubnet %s is too small", p)
-	case p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsUnspecified():
-		return invalid("invalid network config:\nsubnet %s cannot be used for containers", p)
+		say("invalid subnet %s: it should be %s", p, p.Masked())
+	case p.Addr().IsUnspecified():
+	case p.Addr().BitLen()-p.Bits() < 1:
+		say("invalid subnet %s: it is too small", p)
+	case p.Addr().IsMulticast(), p.Addr().IsLoopback(), p.Addr().IsLinkLocalUnicast():
+		say("invalid subnet %s: it cannot be used for containers", p)
 	}
-	if !s.Gateway.IsValid() {
-		s.Gateway = ipam.Gateway(p)
-	}
-	if !p.Contains(s.Gateway) {
-		return invalid("invalid network config:\ninvalid gateway %s: parent subnet %s doesn't contain the gateway", s.Gateway, p)
-	}
-	if s.Range.IsValid() && (!p.Contains(s.Range.Addr()) || s.Range.Bits() < p.Bits()) {
-		return invalid("invalid network config:\ninvalid ip-range %s: parent subnet %s doesn't contain ip-range", s.Range, p)
-	}
-	for name, a := range s.Aux {
-		if !p.Contains(a) {
-			return invalid("invalid network config:\ninvalid auxiliary address %s=%s: parent subnet %s doesn't contain it", name, a, p)
+	if r := s.Range; r.IsValid() {
+		switch {
+		case r.Addr().Is4() != p.Addr().Is4():
+			say("invalid ip-range %s: parent subnet is an %s block", r, family(p.Addr()))
+		case r.Bits() < p.Bits():
+			say("invalid ip-range %s: CIDR block is bigger than its parent subnet %s", r, p)
+		case r != r.Masked():
+			say("invalid ip-range %s: it should be %s", r, r.Masked())
+		case !p.Overlaps(r):
+			say("invalid ip-range %s: parent subnet %s doesn't contain ip-range", r, p)
 		}
 	}
-	return nil
+	inside := func(what string, a netip.Addr) {
+		switch {
+		case a.Is4() != p.Addr().Is4():
+			say("%s: parent subnet is an %s block", what, family(p.Addr()))
+		case !p.Contains(a):
+			say("%s: parent subnet %s doesn't contain this address", what, p)
+		}
+	}
+	if s.Gateway.IsValid() {
+		inside("invalid gateway "+s.Gateway.String(), s.Gateway)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Aux)) {
+		inside("invalid auxiliary address "+name, s.Aux[name])
+	}
+	return wrong
+}
+
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
 }
 
 // predefined returns the networks that always exist.
 func predefined(opts Options) []Network {
 	sub := Subnet{Subnet: opts.DefaultSubnet.Masked(), Gateway: opts.DefaultSubnet.Addr()}
 	if sub.Gateway == sub.Subnet.Addr() {
-		sub.Gateway = ipam.Gateway(sub.Subnet)
+		sub.Gateway = ipam.Gateway(sub.Subnet, netip.Prefix{})
 	}
 	return []Network{
 		{ID: predefinedID(Bridge), Name: Bridge, Driver: DriverBridge, Subnets: []Subnet{sub}, Device: "docker0", MTU: opts.MTU,

@@ -20,7 +20,7 @@ type dnsServer struct{ *resolver.Server }
 // settleDNS starts or stops the container's DNS server. Called with op held.
 func (m *Manager) settleDNS(sb *sandbox) error {
 	need := slices.ContainsFunc(sb.endpoints, func(ep Endpoint) bool {
-		return ep.Device != "" && ep.NetworkName != Bridge
+		return ep.Interface != "" && ep.NetworkName != Bridge
 	})
 	switch {
 	case !need:
@@ -129,7 +129,10 @@ func (z zone) Reverse(addr netip.Addr) (name string, found bool) {
 func (z zone) Upstream() []netip.AddrPort {
 	z.m.mu.RLock()
 	defer z.m.mu.RUnlock()
-	if !slices.ContainsFunc(z.sb.endpoints, func(ep Endpoint) bool { return rank(ep) > 0 }) {
+	if !slices.ContainsFunc(z.sb.endpoints, func(ep Endpoint) bool {
+		n := z.m.networks[ep.NetworkID]
+		return n != nil && !n.def.isolated()
+	}) {
 		return nil
 	}
 	servers := z.sb.upstream

@@ -1,7 +1,8 @@
 // Package network connects containers, as Docker's networks do: the default
-// bridge (docker0), bridges that users define, host and none.
+// bridge (docker0), bridges that users define, macvlan and ipvlan on an interface of
+// the machine's, host and none.
 //
-// A Manager owns what it makes: bridges, veth pairs, network namespaces, the
+// A Manager owns what it makes: bridges, veth pairs, VLANs, network namespaces, the
 // nftables table "berth", addresses, and the DNS servers of containers. It talks
 // netlink and execs nothing. Definitions of networks live on the data disk
 // (Options.StateDir) and survive the machine; endpoints live in Options.RunDir,
@@ -25,6 +26,10 @@
 // the world behind the machine's own interface, masqueraded. Nothing is
 // forwarded between two bridges, nor from outside to a container, except to
 // published ports. A container cannot reach the guest's loopback.
+//
+// What a macvlan or ipvlan interface sends does not pass the machine: the driver's
+// mode says who hears it, and the machine itself and its published ports do not
+// reach the container.
 //
 // # DNS
 //

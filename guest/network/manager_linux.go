@@ -20,12 +20,15 @@ import (
 // Manager owns the machine's networks.
 //
 // Locks, in this order: sandbox.op (one change to a container at a time),
-// network.dev (the bridge's interface), mu (everything in memory). mu is never
-// held over a call to the kernel.
+// network.dev (the bridge's interface), parents (the interfaces that macvlan and
+// ipvlan networks sit on), mu (everything in memory). mu is never held over a call
+// to the kernel.
 type Manager struct {
 	opts Options
 	log  *slog.Logger
 	root *link.Conn // in the machine's own namespace
+
+	parents sync.Mutex
 
 	base sync.Mutex // makes fw, once
 	fw   *firewall.Firewall

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,14 +35,36 @@ func (m *Manager) addNetwork(def Network) error {
 		for _, a := range s.Aux {
 			reserved = append(reserved, a)
 		}
-		p, err := ipam.NewPool(s.Subnet, s.Range, reserved...)
+		p, err := m.newPool(def, s, reserved)
 		if err != nil {
+			n.closePools()
 			return err
 		}
 		n.pools = append(n.pools, p)
 	}
 	m.networks[def.ID] = n
 	return nil
+}
+
+// newPool makes the pool of a subnet. Networks on the machine's interfaces may have
+// one subnet in common, and then share its addresses.
+func (m *Manager) newPool(def Network, s Subnet, reserved []netip.Addr) (*ipam.Pool, error) {
+	if def.onParent() {
+		for _, other := range m.networks {
+			for i, o := range other.def.Subnets {
+				if other.def.onParent() && o.Subnet == s.Subnet {
+					return other.pools[i].Share(s.Range, reserved...)
+				}
+			}
+		}
+	}
+	return ipam.NewPool(s.Subnet, s.Range, reserved...)
+}
+
+func (n *network) closePools() {
+	for _, p := range n.pools {
+		p.Close()
+	}
 }
 
 // pool returns the pool of addresses of a family. Docker, too, uses the first
@@ -76,9 +99,24 @@ func (n *network) gateway(a netip.Addr) netip.Addr {
 }
 
 // Create makes a network. An error is errdefs' AlreadyExists (the name),
-// InvalidArgument, PermissionDenied (a predefined name, an overlap), NotFound
-// (the driver) or, when no subnet is free, ResourceExhausted.
+// InvalidArgument (also when no subnet is free), PermissionDenied (a predefined
+// name, an overlap, a parent that is taken) or NotFound (the driver).
 func (m *Manager) Create(ctx context.Context, cfg Config) (Network, error) {
+	def, err := m.create(cfg)
+	if err == nil && def.onParent() {
+		// The user hears now of a parent that cannot be had.
+		if _, err = m.ensureParent(def); err != nil {
+			err = errors.Join(err, m.Remove(ctx, def.ID))
+		}
+	}
+	if err != nil {
+		return Network{}, err
+	}
+	return def.clone(), nil
+}
+
+// create makes a network in memory and in the state.
+func (m *Manager) create(cfg Config) (Network, error) {
 	uplink, err := m.uplinkPrefixes()
 	if err != nil {
 		return Network{}, err
@@ -88,35 +126,64 @@ func (m *Manager) Create(ctx context.Context, cfg Config) (Network, error) {
 	if m.closed {
 		return Network{}, errClosed
 	}
-	taken := uplink
 	for _, n := range m.networks {
 		if n.def.Name == cfg.Name && !n.def.Predefined() {
 			return Network{}, errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("network with name %s already exists", cfg.Name))
-		}
-		for _, s := range n.def.Subnets {
-			taken = append(taken, s.Subnet)
 		}
 	}
 	if cfg.IPv6 && !m.site.IsValid() {
 		m.site = newSite()
 	}
-	def, err := define(cfg, m.opts.MTU, taken, m.site)
+	def, err := define(cfg, m.opts.MTU, m.taken(cfg.Driver, uplink), m.site)
 	if err != nil {
 		return Network{}, err
 	}
 	for _, n := range m.networks {
 		if n.def.Device == def.Device && def.Device != "" {
-			return Network{}, forbidden("bridge name %s is already in use by the network %s", def.Device, n.def.Name)
+			return Network{}, forbidden("cannot create network %s (%s): conflicts with network %s (%s): networks have same bridge name",
+				def.ID, def.Device, n.def.ID, n.def.Device)
+		}
+		if err := def.parentConflict(n.def); err != nil {
+			return Network{}, err
 		}
 	}
-	if err := m.addNetwork(def); err != nil {
+	switch err := m.addNetwork(def); {
+	case errors.Is(err, ipam.ErrTaken):
+		return Network{}, forbidden("failed to allocate gateway: Address already in use")
+	case err != nil:
 		return Network{}, invalid("%v", err)
 	}
 	if err := m.save(); err != nil {
-		delete(m.networks, def.ID)
+		m.drop(m.networks[def.ID])
 		return Network{}, err
 	}
-	return def.clone(), nil
+	return def, nil
+}
+
+// taken are the subnets that a new network must not overlap: the machine's own
+// and those of the bridges; or, where containers sit on the machine's interfaces
+// and have addresses of the world outside, those of their like.
+func (m *Manager) taken(driver string, uplink []netip.Prefix) []netip.Prefix {
+	onParent := Network{Driver: driver}.onParent()
+	var taken []netip.Prefix
+	if !onParent {
+		taken = uplink
+	}
+	for _, n := range m.networks {
+		if n.def.onParent() == onParent {
+			for _, s := range n.def.Subnets {
+				taken = append(taken, s.Subnet)
+			}
+		}
+	}
+	return taken
+}
+
+// drop takes a network out of memory. Called with mu held.
+func (m *Manager) drop(n *network) {
+	delete(m.networks, n.def.ID)
+	n.gone = true
+	n.closePools()
 }
 
 // save writes the definitions. Called with mu held: definitions change rarely.
@@ -145,6 +212,9 @@ func (m *Manager) Remove(ctx context.Context, nameOrID string) error {
 	defer n.dev.Unlock()
 	if err := m.forget(n); err != nil {
 		return err
+	}
+	if n.def.onParent() {
+		return m.removeParent(n.def)
 	}
 	if n.index == 0 {
 		return nil
@@ -177,7 +247,7 @@ func (m *Manager) forget(n *network) error {
 		m.networks[n.def.ID] = n
 		return err
 	}
-	n.gone = true
+	m.drop(n)
 	return nil
 }
 

@@ -711,10 +711,11 @@ func TestCreateRefuses(t *testing.T) {
 		{Config{Name: "x", Subnets: sub("172.17.5.0/24")}, errdefs.IsPermissionDenied},
 		{Config{Name: "x", Subnets: sub("192.0.2.0/25")}, errdefs.IsPermissionDenied}, // the uplink's
 		{Config{Name: "x", Subnets: sub("10.0.0.1/24")}, errdefs.IsInvalidArgument},
-		{Config{Name: "x", Subnets: sub("10.0.0.0/31")}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Subnets: sub("10.0.0.0/32")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: sub("127.0.0.0/8")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: sub("224.0.0.0/8")}, errdefs.IsInvalidArgument},
-		{Config{Name: "x", Subnets: sub("fd00::/64")}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", IPv6: true, Subnets: sub("ff00::/64")}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Subnets: sub("0.0.0.0/8")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: append(sub("10.0.0.0/24"), sub("10.0.0.128/25")...)}, errdefs.IsPermissionDenied},
 		{Config{Name: "x", Subnets: []Subnet{{Gateway: addr("10.0.0.1")}}}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: []Subnet{{Subnet: pfx("10.0.0.0/24"), Gateway: addr("10.0.1.1")}}}, errdefs.IsInvalidArgument},
@@ -726,6 +727,13 @@ func TestCreateRefuses(t *testing.T) {
 		{Config{Name: "x", Options: map[string]string{OptionBridgeName: "docker0"}}, errdefs.IsPermissionDenied},
 		{Config{Name: "x", Options: map[string]string{OptionMTU: "9"}}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Options: map[string]string{OptionICC: "perhaps"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverMacvlan, Options: map[string]string{OptionParent: "lo"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverMacvlan, Options: map[string]string{OptionParent: "../eth0"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverMacvlan, Options: map[string]string{OptionParent: "eth7"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverMacvlan, Options: map[string]string{OptionParent: "eth7.10"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverMacvlan, Options: map[string]string{OptionMacvlanMode: "l2"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverIPvlan, Options: map[string]string{OptionIPvlanMode: "bridge"}}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Driver: DriverIPvlan, Options: map[string]string{OptionIPvlanFlag: "l2"}}, errdefs.IsInvalidArgument},
 	} {
 		if _, err := m.Create(ctx, tc.cfg); !tc.want(err) {
 			t.Errorf("%+v: %v", tc.cfg, err)

@@ -96,6 +96,9 @@ func (m *Manager) settlePorts(sb *sandbox, ports []Port) error {
 // translates addresses before the bridge sees them. Elsewhere it changes nothing.
 func (m *Manager) hairpin(sb *sandbox) {
 	for _, ep := range sb.endpoints {
+		if ep.Device == "" {
+			continue
+		}
 		l, err := m.root.ByName(ep.Device)
 		if err == nil {
 			err = m.root.Hairpin(l.Index)
@@ -131,7 +134,7 @@ func forwards(ports []Port, eps []Endpoint) []firewall.Forward {
 			p  netip.Prefix
 			gw netip.Addr
 		}{{ep.IPv4, ep.Gateway4}, {ep.IPv6, ep.Gateway6}} {
-			if f.p.IsValid() && f.gw.IsValid() && !to[i].IsValid() {
+			if ep.Device != "" && f.p.IsValid() && f.gw.IsValid() && !to[i].IsValid() {
 				to[i] = f.p.Addr()
 			}
 		}

@@ -87,7 +87,7 @@ func (m *Manager) sweepNamespaces(keep func(string) bool) error {
 }
 
 // sweepLinks adopts the bridges of networks that exist and removes all other
-// interfaces of ours that no endpoint has.
+// interfaces of ours that no endpoint has and no network sits on.
 func (m *Manager) sweepLinks() error {
 	links, err := m.root.List()
 	if err != nil {
@@ -100,6 +100,7 @@ func (m *Manager) sweepLinks() error {
 		if n.def.Device != "" {
 			bridges[n.def.Device] = n
 		}
+		used[n.def.Parent] = true
 	}
 	for _, sb := range m.sandboxes {
 		for _, ep := range sb.endpoints {

@@ -28,8 +28,8 @@ type sandbox struct {
 
 	op     sync.Mutex // one change at a time; guards what follows
 	dns    *dnsServer
-	routes [2]netip.Addr // the default routes that are set: IPv4, IPv6
-	gone   bool          // released: a new one must be made
+	routes [2]route // the default routes that are set: IPv4, IPv6
+	gone   bool     // released: a new one must be made
 
 	// Guarded by Manager.mu, and changed only with op held.
 	netns     string
@@ -56,9 +56,7 @@ func (m *Manager) adopt(f sandboxFile) {
 		sb.endpoints = append(sb.endpoints, ep)
 	}
 	sb.forwards = forwards(sb.ports, sb.endpoints)
-	for i, r := range defaultRoutes(sb.endpoints) {
-		sb.routes[i] = r.gw
-	}
+	sb.routes = defaultRoutes(sb.endpoints)
 	m.sandboxes[sb.id] = sb
 }
 
@@ -136,12 +134,16 @@ func (m *Manager) endpoint(n *network, sb *sandbox, req AttachRequest) (Endpoint
 		return ep, err
 	}
 	ep, err := m.reserve(n, sb, req)
-	if err != nil || n.def.Driver != DriverBridge {
+	if err != nil || !n.def.hasInterfaces() {
 		return ep, err
 	}
 	ns, err := link.OpenNS(req.NetNS)
 	if err == nil {
-		err = m.connect(n, ep, ns)
+		if n.def.onParent() {
+			err = m.connectChild(n.def, ep, ns)
+		} else {
+			err = m.connect(n, ep, ns)
+		}
 		ns.Close()
 	}
 	if err != nil {
@@ -162,22 +164,20 @@ func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint,
 		return Endpoint{}, err
 	}
 	ep := Endpoint{ID: newID(), NetworkID: n.def.ID, NetworkName: n.def.Name}.of(req)
-	if n.def.Driver != DriverBridge {
+	if !n.def.hasInterfaces() {
 		n.using++
 		return ep, nil
 	}
 	if err := n.allocate(&ep, req); err != nil {
 		return Endpoint{}, err
 	}
-	if req.MAC != "" {
-		mac, err := net.ParseMAC(req.MAC)
-		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			n.release(ep)
-			return Endpoint{}, invalid("invalid MAC address: %s", req.MAC)
-		}
-		ep.MAC = mac.String()
+	if err := ep.setMAC(n.def.Driver, req.MAC); err != nil {
+		n.release(ep)
+		return Endpoint{}, err
 	}
-	ep.Device = "veth" + ep.ID[:7]
+	if n.def.Driver == DriverBridge {
+		ep.Device = "veth" + ep.ID[:7]
+	}
 	ep.Interface = nextInterface(sb.endpoints, n.def.ifPrefix())
 	n.using++
 	return ep, nil
@@ -188,6 +188,31 @@ func (e Endpoint) of(req AttachRequest) Endpoint {
 	e.ContainerID, e.ContainerName, e.NetNS = req.ContainerID, req.ContainerName, req.NetNS
 	e.Names, e.Links, e.Priority, e.DriverOpts = req.Names, req.Links, req.GatewayPriority, req.DriverOpts
 	return e.clone()
+}
+
+// setMAC gives an endpoint with its addresses the hardware address that was asked
+// for, or one that is made of them. An ipvlan interface has its parent's.
+func (e *Endpoint) setMAC(driver, want string) error {
+	first := e.IPv4.Addr()
+	if !e.IPv4.IsValid() {
+		first = e.IPv6.Addr()
+	}
+	switch {
+	case driver == DriverIPvlan && want != "":
+		return invalid("ipvlan interfaces do not support custom mac address assignment")
+	case driver == DriverIPvlan:
+	case want != "":
+		mac, err := net.ParseMAC(want)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return invalid("invalid MAC address: %s", want)
+		}
+		e.MAC = mac.String()
+	case first.IsValid():
+		e.MAC = link.MAC(first).String()
+	default:
+		e.MAC = randomMAC()
+	}
+	return nil
 }
 
 func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
@@ -202,8 +227,8 @@ func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
 		}
 	}
 	switch {
-	case n.Driver == DriverBridge && req.NetNS == "":
-		return errors.New("a container on a bridge needs a network namespace")
+	case n.hasInterfaces() && req.NetNS == "":
+		return errors.New("a container on a network needs a network namespace")
 	case (req.IPv4.IsValid() || req.IPv6.IsValid()) && !n.UserDefined():
 		return invalid("user specified IP address is supported on user defined networks only")
 	}
@@ -238,15 +263,11 @@ func (n *network) allocate(ep *Endpoint, req AttachRequest) error {
 			return errdefs.ErrResourceExhausted.WithMessage("no available IPv4 addresses on this network's address pools: " + n.def.Name)
 		}
 		*f.prefix = pool.Prefix(a)
-		if !n.def.Internal {
+		if !n.def.isolated() && !n.def.direct() {
 			*f.gw = n.gateway(a)
 		}
 	}
-	first := ep.IPv4.Addr()
-	if !ep.IPv4.IsValid() {
-		first = ep.IPv6.Addr()
-	}
-	ep.MAC = link.MAC(first).String()
+	ep.Direct = n.def.direct()
 	return nil
 }
 
@@ -302,10 +323,8 @@ const answerFirst = 10 * time.Millisecond
 // drain removes interfaces and then gives their addresses back.
 func (m *Manager) drain(eps ...Endpoint) {
 	for _, ep := range eps {
-		if ep.Device != "" {
-			if err := m.root.Delete(ep.Device); err != nil {
-				m.log.Error("cannot remove a container's interface", "interface", ep.Device, "error", err)
-			}
+		if err := m.dropInterface(ep); err != nil {
+			m.log.Error("cannot remove a container's interface", "interface", ep.Device, "error", err)
 		}
 		m.mu.Lock()
 		if n := m.networks[ep.NetworkID]; n != nil {
@@ -410,9 +429,9 @@ func (m *Manager) insert(sb *sandbox, ep Endpoint, req AttachRequest) []Endpoint
 // rank puts endpoints with a way out before those without.
 func rank(ep Endpoint) int {
 	switch {
-	case ep.Gateway4.IsValid():
+	case ep.Gateway4.IsValid() || ep.Direct && ep.IPv4.IsValid():
 		return 2
-	case ep.Gateway6.IsValid():
+	case ep.Gateway6.IsValid() || ep.Direct && ep.IPv6.IsValid():
 		return 1
 	}
 	return 0
@@ -451,7 +470,7 @@ func (m *Manager) record(sb *sandbox) error {
 	return nil
 }
 
-// route is a default route.
+// route is a default route. Without a gateway it leads to the interface.
 type route struct {
 	gw    netip.Addr
 	iface string
@@ -460,9 +479,12 @@ type route struct {
 // defaultRoutes are those of IPv4 and IPv6 that fit a container's endpoints.
 func defaultRoutes(eps []Endpoint) (want [2]route) {
 	for _, ep := range eps {
-		for i, gw := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
-			if gw.IsValid() && !want[i].gw.IsValid() {
-				want[i] = route{gw, ep.Interface}
+		for i, way := range []struct {
+			gw  netip.Addr
+			own netip.Prefix
+		}{{ep.Gateway4, ep.IPv4}, {ep.Gateway6, ep.IPv6}} {
+			if want[i].iface == "" && (way.gw.IsValid() || ep.Direct && way.own.IsValid()) {
+				want[i] = route{way.gw, ep.Interface}
 			}
 		}
 	}
@@ -473,12 +495,12 @@ func defaultRoutes(eps []Endpoint) (want [2]route) {
 // a gateway.
 func (m *Manager) settleRoutes(sb *sandbox) error {
 	want := defaultRoutes(sb.endpoints)
-	if want[0].gw == sb.routes[0] && want[1].gw == sb.routes[1] {
+	if want == sb.routes {
 		return nil
 	}
 	ns, err := link.OpenNS(sb.netns)
 	if errors.Is(err, os.ErrNotExist) {
-		sb.routes = [2]netip.Addr{} // the container has ended
+		sb.routes = [2]route{} // the container has ended
 		return nil
 	}
 	if err != nil {
@@ -488,33 +510,40 @@ func (m *Manager) settleRoutes(sb *sandbox) error {
 	if err := setRoutes(ns, sb.routes, want); err != nil {
 		return err
 	}
-	sb.routes = [2]netip.Addr{want[0].gw, want[1].gw}
+	sb.routes = want
 	return nil
 }
 
 // setRoutes changes a namespace's default routes.
-func setRoutes(ns *link.NS, have [2]netip.Addr, want [2]route) error {
+func setRoutes(ns *link.NS, have, want [2]route) error {
 	c, err := ns.Dial()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	for i, w := range want {
-		if w.gw == have[i] {
+		if w == have[i] {
 			continue
 		}
-		if !w.gw.IsValid() {
-			err = c.DeleteDefault(i == 1)
-		} else if l, e := c.ByName(w.iface); e != nil {
-			err = e
-		} else {
-			err = c.ReplaceDefault(l.Index, w.gw)
-		}
-		if err != nil {
+		if err := setRoute(c, i == 1, w); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func setRoute(c *link.Conn, v6 bool, w route) error {
+	if w.iface == "" {
+		return c.DeleteDefault(v6)
+	}
+	l, err := c.ByName(w.iface)
+	switch {
+	case err != nil:
+		return err
+	case w.gw.IsValid():
+		return c.ReplaceDefault(l.Index, w.gw)
+	}
+	return c.DirectDefault(l.Index, v6)
 }
 
 // Detach undoes one Attach. The error is errdefs' NotFound when the container is
@@ -539,16 +568,14 @@ func (m *Manager) Detach(ctx context.Context, containerID, network string) error
 	}
 	ep := sb.endpoints[i]
 	// Gone for the container when this returns, as a later Attach may need the name.
-	if ep.Device != "" {
-		if err := m.root.Delete(ep.Device); err != nil {
-			return err
-		}
+	if err := m.dropInterface(ep); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	sb.endpoints = slices.Delete(slices.Clone(sb.endpoints), i, i+1)
-	for i, gw := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
-		if gw.IsValid() && sb.routes[i] == gw {
-			sb.routes[i] = netip.Addr{} // it went with the interface
+	for i, r := range sb.routes {
+		if r.iface == ep.Interface {
+			sb.routes[i] = route{} // it went with the interface
 		}
 	}
 	m.mu.Unlock()
@@ -560,14 +587,22 @@ func (m *Manager) Detach(ctx context.Context, containerID, network string) error
 // server, endpoints, and the namespace that NewNS made for its ID. It is no error
 // if there is nothing, so it may be called for any container that has stopped.
 func (m *Manager) Release(ctx context.Context, containerID string) error {
-	if err := m.RemoveNS(ctx, containerID); err != nil {
-		return err
-	}
 	sb, err := m.lockSandbox(containerID, false)
-	if sb == nil || err != nil {
+	if err != nil {
 		return err
 	}
-	defer m.unlock(sb)
+	if sb != nil {
+		defer m.unlock(sb)
+		// Those without an end in the machine can only be found in the namespace.
+		for _, ep := range sb.endpoints {
+			if ep.Device == "" {
+				err = errors.Join(err, m.dropInterface(ep))
+			}
+		}
+	}
+	if err := errors.Join(err, m.RemoveNS(ctx, containerID)); sb == nil || err != nil {
+		return err
+	}
 	sb.stopDNS()
 	if err := m.settlePorts(sb, nil); err != nil {
 		return err
@@ -645,15 +680,15 @@ func (m *Manager) NetworkEndpoints(nameOrID string) ([]Endpoint, error) {
 }
 
 // Address is where the machine itself reaches a container: its address on the
-// network with the default route. ok is false when it has none (host, none, not
-// running).
+// bridge that comes first. ok is false when it has none (host, none, macvlan,
+// ipvlan, not running).
 func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if sb := m.sandboxes[containerID]; sb != nil {
 		for _, ep := range sb.endpoints {
 			for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
-				if p.IsValid() {
+				if ep.Device != "" && p.IsValid() {
 					return p.Addr(), true
 				}
 			}
@@ -666,24 +701,37 @@ func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) {
 func (m *Manager) Stats(containerID string) ([]Stats, error) {
 	var out []Stats
 	for _, ep := range m.Endpoints(containerID) {
-		if ep.Device == "" {
+		if ep.Interface == "" {
 			continue
 		}
-		l, err := m.root.ByName(ep.Device)
+		s, err := m.counters(ep)
 		if link.IsNotExist(err) {
 			continue // the container has ended
 		}
 		if err != nil {
 			return nil, err
 		}
-		if s := l.Stats; s != nil { // what the machine sends the container receives
-			out = append(out, Stats{
-				Interface: ep.Interface,
-				RxBytes:   s.TxBytes, RxPackets: s.TxPackets, RxErrors: s.TxErrors, RxDropped: s.TxDropped,
-				TxBytes: s.RxBytes, TxPackets: s.RxPackets, TxErrors: s.RxErrors, TxDropped: s.RxDropped,
-			})
-		}
+		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b Stats) int { return strings.Compare(a.Interface, b.Interface) })
 	return out, nil
+}
+
+// counters reads those of one endpoint.
+func (m *Manager) counters(ep Endpoint) (Stats, error) {
+	out := Stats{Interface: ep.Interface}
+	if ep.Device == "" {
+		l, err := childInfo(ep)
+		if s := l.Stats; err == nil && s != nil {
+			out.RxBytes, out.RxPackets, out.RxErrors, out.RxDropped = s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped
+			out.TxBytes, out.TxPackets, out.TxErrors, out.TxDropped = s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped
+		}
+		return out, err
+	}
+	l, err := m.root.ByName(ep.Device)
+	if s := l.Stats; err == nil && s != nil { // what the machine sends the container receives
+		out.RxBytes, out.RxPackets, out.RxErrors, out.RxDropped = s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped
+		out.TxBytes, out.TxPackets, out.TxErrors, out.TxDropped = s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped
+	}
+	return out, err
 }

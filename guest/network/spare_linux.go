@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"fmt"
-	"net/netip"
 
 	"github.com/berthvm/berth/guest/network/internal/link"
 )
@@ -70,9 +69,11 @@ func (m *Manager) makeSpare(n *network) (*spare, error) {
 		ns.Close()
 		return nil, err
 	}
-	err = m.connect(n, ep, ns)
+	if err = ep.setMAC(n.def.Driver, ""); err == nil {
+		err = m.connect(n, ep, ns)
+	}
 	if err == nil {
-		err = setRoutes(ns, [2]netip.Addr{}, defaultRoutes([]Endpoint{ep}))
+		err = setRoutes(ns, [2]route{}, defaultRoutes([]Endpoint{ep}))
 	}
 	if err != nil {
 		m.discardSpare(&spare{ns, ep})
@@ -172,9 +173,7 @@ func (m *Manager) takeSpare(n *network, sb *sandbox, req AttachRequest) (ep Endp
 		m.mu.Lock()
 		n.using++
 		m.mu.Unlock()
-		for i, r := range defaultRoutes([]Endpoint{sp.ep}) {
-			sb.routes[i] = r.gw
-		}
+		sb.routes = defaultRoutes([]Endpoint{sp.ep})
 		sp.ns.Close() // it is pinned
 		return sp.ep.of(req), true, nil
 	}

@@ -15,9 +15,11 @@ const (
 
 // The drivers a network can have.
 const (
-	DriverBridge = "bridge"
-	DriverHost   = "host"
-	DriverNull   = "null"
+	DriverBridge  = "bridge"
+	DriverHost    = "host"
+	DriverNull    = "null"
+	DriverMacvlan = "macvlan"
+	DriverIPvlan  = "ipvlan"
 )
 
 // Driver options that Create understands, under docker's names.
@@ -83,6 +85,7 @@ type Network struct {
 	Labels     map[string]string `json:"labels,omitempty"`
 
 	Device string `json:"device,omitempty"` // the bridge's interface: docker0, br-0123456789ab
+	Parent string `json:"parent,omitempty"` // what containers of macvlan and ipvlan sit on: eth0, dm-0123456789ab
 	MTU    int    `json:"mtu,omitempty"`
 }
 
@@ -132,9 +135,10 @@ type Endpoint struct {
 	ContainerName string            `json:"containerName"`
 	NetNS         string            `json:"netns,omitempty"`
 	Interface     string            `json:"interface,omitempty"` // in the container: eth0
-	Device        string            `json:"device,omitempty"`    // in the machine: veth0123456
+	Device        string            `json:"device,omitempty"`    // in the machine: veth0123456; none of macvlan and ipvlan
 	IPv4          netip.Prefix      `json:"ipv4,omitzero"`
 	IPv6          netip.Prefix      `json:"ipv6,omitzero"`
+	Direct        bool              `json:"direct,omitempty"`  // the default route leads to the interface
 	Gateway4      netip.Addr        `json:"gateway4,omitzero"` // none on internal networks
 	Gateway6      netip.Addr        `json:"gateway6,omitzero"`
 	MAC           string            `json:"mac,omitempty"`

@@ -59,7 +59,7 @@ var coreModules = []group{
 
 // moreModules and moreDirs are loaded when something asks for them.
 var moreModules = []string{
-	"tun", "dummy", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve", "wireguard", "ifb",
+	"tun", "dummy", "8021q", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve", "wireguard", "ifb",
 	"9p", "9pnet_virtio", "9pnet_fd", "squashfs", "isofs", "vfat", "nls_utf8", "nls_ascii", "nls_cp437", "nfsv4", "nfsv3", "cifs",
 	"loop", "dm_mod", "dm_crypt", "zram", "binfmt_misc",
 	"vsock_loopback", "vsock_diag", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "packet_diag", "af_packet_diag",

@@ -27,7 +27,7 @@ var onDemand = []string{
 	"nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_reject_bridge",
 	"nft_log", "nft_limit", "nft_numgen", "nft_hash", "nft_compat", "nft_quota", "nft_connlimit", "nft_tproxy", "nft_socket", "nft_meta_bridge",
 	"nf_conntrack_netlink", "xt_MASQUERADE", "xt_conntrack", "xt_addrtype", "iptable_nat", "iptable_filter", "ip6table_nat", "ip6table_filter",
-	"tun", "dummy", "macvlan", "ipvlan", "vxlan", "erofs", "loop", "binfmt_misc", "xfs", "btrfs", "fuse",
+	"tun", "dummy", "8021q", "macvlan", "ipvlan", "vxlan", "erofs", "loop", "binfmt_misc", "xfs", "btrfs", "fuse",
 	"vsock", "vsock_loopback", "vmw_vsock_virtio_transport", "virtio_net", "virtio_balloon", "virtio_rng", "sch_netem", "sch_tbf",
 	"button", "evdev", "nf_log_syslog", "tls", "af_packet", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "vsock_diag",
 }

@@ -231,7 +231,7 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 
 // ReplaceDefault makes the default route of gw's family lead to gw.
 func (c *Conn) ReplaceDefault(index int, gw netip.Addr) error {
-	r := &netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Dst: ipNet(anywhere(gw))}
+	r := &netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Dst: ipNet(defaultOf(gw.Is6()))}
 	if err := c.h.RouteReplace(r); err != nil {
 		return fmt.Errorf("cannot set the default route by %s: %w", gw, err)
 	}
@@ -241,11 +241,7 @@ func (c *Conn) ReplaceDefault(index int, gw netip.Addr) error {
 // DeleteDefault removes the default route of one family. It is no error if
 // there is none.
 func (c *Conn) DeleteDefault(v6 bool) error {
-	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if v6 {
-		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	if err := c.h.RouteDel(&netlink.Route{Dst: ipNet(dst)}); err != nil && !IsNotExist(err) {
+	if err := c.h.RouteDel(&netlink.Route{Dst: ipNet(defaultOf(v6))}); err != nil && !IsNotExist(err) {
 		return fmt.Errorf("cannot remove the default route: %w", err)
 	}
 	return nil
@@ -285,11 +281,12 @@ func (c *Conn) ForgetUDP(to netip.Addr) error {
 	return err
 }
 
-func anywhere(a netip.Addr) netip.Prefix {
-	if a.Is4() {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+// defaultOf is the destination of a family's default route.
+func defaultOf(v6 bool) netip.Prefix {
+	if v6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
-	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
