@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -108,7 +107,7 @@ func (n *Network) dnsConns(ln net.Listener, conns, queries slots) {
 func (n *Network) dnsConn(c net.Conn, queries slots) {
 	for {
 		c.SetDeadline(time.Now().Add(dnsIdle))
-		query, err := readMessage(c)
+		query, err := (&dns.Conn{Conn: c}).ReadMsgHeader(nil)
 		if err != nil || !isQuery(query) {
 			return
 		}
@@ -122,7 +121,7 @@ func (n *Network) dnsConn(c net.Conn, queries slots) {
 			}
 		}
 		c.SetDeadline(time.Now().Add(dnsIdle))
-		if writeMessage(c, answer) != nil {
+		if _, err := (&dns.Conn{Conn: c}).Write(answer); err != nil {
 			return
 		}
 	}
@@ -226,10 +225,10 @@ func (n *Network) exchange(network string, server netip.AddrPort, query []byte) 
 		return len(b) >= 12 && b[0] == query[0] && b[1] == query[1] && b[2]&0x80 != 0
 	}
 	if network == "tcp" {
-		if err := writeMessage(c, query); err != nil {
+		if _, err := (&dns.Conn{Conn: c}).Write(query); err != nil {
 			return nil, err
 		}
-		b, err := readMessage(c)
+		b, err := (&dns.Conn{Conn: c}).ReadMsgHeader(nil)
 		if err == nil && !isAnswer(b) {
 			err = errors.New("the answer is to another question")
 		}
@@ -249,19 +248,4 @@ func (n *Network) exchange(network string, server netip.AddrPort, query []byte) 
 			return append([]byte(nil), (*b)[:size]...), nil
 		}
 	}
-}
-
-func readMessage(r io.Reader) ([]byte, error) {
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, binary.BigEndian.Uint16(head[:]))
-	_, err := io.ReadFull(r, b)
-	return b, err
-}
-
-func writeMessage(w io.Writer, b []byte) error {
-	_, err := w.Write(append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(b)), uint16(len(b))), b...))
-	return err
 }

@@ -9,7 +9,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -157,7 +156,7 @@ func (s *Server) accept() {
 func (s *Server) stream(c net.Conn) {
 	for {
 		c.SetDeadline(time.Now().Add(idleStream))
-		raw, err := readMessage(c)
+		raw, err := (&dns.Conn{Conn: c}).ReadMsgHeader(nil)
 		if err != nil {
 			return
 		}
@@ -175,7 +174,7 @@ func (s *Server) stream(c net.Conn) {
 			return // not DNS
 		}
 		c.SetDeadline(time.Now().Add(idleStream))
-		if writeMessage(c, answer) != nil {
+		if _, err := (&dns.Conn{Conn: c}).Write(answer); err != nil {
 			return
 		}
 	}
@@ -321,10 +320,10 @@ func (s *Server) exchange(network string, to netip.AddrPort, raw []byte, q *dns.
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	if network == "tcp" {
-		if err := writeMessage(c, raw); err != nil {
+		if _, err := (&dns.Conn{Conn: c}).Write(raw); err != nil {
 			return nil, err
 		}
-		answer, err := readMessage(c)
+		answer, err := (&dns.Conn{Conn: c}).ReadMsgHeader(nil)
 		if err == nil && !answers(answer, q) {
 			err = errors.New("the answer is to another question")
 		}
@@ -348,19 +347,4 @@ func (s *Server) exchange(network string, to netip.AddrPort, raw []byte, q *dns.
 // answers reports whether b is a response to q.
 func answers(b []byte, q *dns.Msg) bool {
 	return len(b) >= 12 && binary.BigEndian.Uint16(b) == q.Id && b[2]&0x80 != 0
-}
-
-func readMessage(r io.Reader) ([]byte, error) {
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, binary.BigEndian.Uint16(head[:]))
-	_, err := io.ReadFull(r, b)
-	return b, err
-}
-
-func writeMessage(w io.Writer, b []byte) error {
-	_, err := w.Write(append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(b)), uint16(len(b))), b...))
-	return err
 }
