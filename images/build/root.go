@@ -255,31 +255,11 @@ func (r root) modules(release string, tree *kernel.Tree) error {
 	for _, prefix := range moreDirs {
 		names = append(names, tree.Names(prefix)...)
 	}
-	all, err := tree.Resolve(names...)
-	if err != nil {
+	if err := r.mkdir(dir); err != nil {
 		return err
 	}
-	var depends, aliases strings.Builder
-	for _, m := range all {
-		chain, err := tree.Resolve(m.Name)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(&depends, "%s.ko:", m.Name)
-		for i := len(chain) - 2; i >= 0; i-- {
-			fmt.Fprintf(&depends, " %s.ko", chain[i].Name)
-		}
-		depends.WriteByte('\n')
-		for _, alias := range m.Aliases {
-			fmt.Fprintf(&aliases, "alias %s %s\n", alias, m.Name)
-		}
-		if err := r.write(dir+"/"+m.Name+".ko", 0o644, m.ELF); err != nil {
-			return err
-		}
+	if err := tree.Install(filepath.Join(r.dir, dir), names...); err != nil {
+		return err
 	}
-	return errors.Join(
-		r.write(dir+"/core", 0o644, []byte(core.String())),
-		r.write(dir+"/modules.dep", 0o644, []byte(depends.String())),
-		r.write(dir+"/modules.alias", 0o644, []byte(aliases.String())),
-		r.write(dir+"/modules.symbols", 0o644, nil))
+	return r.write(dir+"/core", 0o644, []byte(core.String()))
 }

@@ -229,6 +229,25 @@ func bzImage(t testing.TB, payload []byte, size int) []byte {
 	return append(image, stream...)
 }
 
+func TestInstall(t *testing.T) {
+	dir := t.TempDir()
+	if err := tree(t, map[string]string{"a": "b,c-d", "b": "c_d", "c-d": "", "other": ""}).Install(dir, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"modules.dep":     "c_d.ko:\nb.ko: c_d.ko\na.ko: b.ko c_d.ko\n",
+		"modules.alias":   "alias alias-of-c-d c_d\nalias alias-of-b b\nalias alias-of-a a\n",
+		"modules.symbols": "",
+	} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, want)
+		}
+	}
+	if found, err := filepath.Glob(filepath.Join(dir, "*.ko")); err != nil || len(found) != 3 {
+		t.Errorf("modules: %v, %v", found, err)
+	}
+}
+
 func TestVmlinux(t *testing.T) {
 	payload := build("")
 	got, err := Vmlinux(bzImage(t, payload, len(payload)))

@@ -207,3 +207,43 @@ func modinfo(image []byte) (map[string][]string, error) {
 	}
 	return info, nil
 }
+
+// Install writes the named modules, and all they depend on, into the directory
+// dir, which exists, with the indexes that busybox's modprobe reads: it can then
+// serve as /lib/modules/VERSION.
+func (t *Tree) Install(dir string, names ...string) error {
+	all, err := t.Resolve(names...)
+	if err != nil {
+		return err
+	}
+	var depends, aliases strings.Builder
+	for _, m := range all {
+		chain, err := t.Resolve(m.Name)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&depends, "%s.ko:", m.Name)
+		for i := len(chain) - 2; i >= 0; i-- {
+			fmt.Fprintf(&depends, " %s.ko", chain[i].Name)
+		}
+		depends.WriteByte('\n')
+		for _, alias := range m.Aliases {
+			fmt.Fprintf(&aliases, "alias %s %s\n", alias, m.Name)
+		}
+		if err := writeFile(filepath.Join(dir, m.Name+".ko"), m.ELF); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		writeFile(filepath.Join(dir, "modules.dep"), []byte(depends.String())),
+		writeFile(filepath.Join(dir, "modules.alias"), []byte(aliases.String())),
+		writeFile(filepath.Join(dir, "modules.symbols"), nil))
+}
+
+// writeFile makes a file that all may read, whatever the umask.
+func writeFile(path string, data []byte) error {
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o644)
+}

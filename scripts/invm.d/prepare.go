@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berthvm/berth/images/cpio"
@@ -67,7 +68,11 @@ func prepare(unpacked, out string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeModules(tree, filepath.Join(out, "modules", version)); err != nil {
+	modules := filepath.Join(out, "modules", version) // the machine sees it as /lib/modules/VERSION
+	if err := os.MkdirAll(modules, 0o755); err != nil {
+		return err
+	}
+	if err := tree.Install(modules, slices.Concat(core, onDemand)...); err != nil {
 		return err
 	}
 	busybox, err := os.ReadFile(filepath.Join(unpacked, "bin/busybox"))
@@ -79,44 +84,6 @@ func prepare(unpacked, out string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(out, "initramfs"), initramfs, 0o644)
-}
-
-// writeModules fills dir, which the machine sees as /lib/modules/VERSION, for
-// busybox's modprobe.
-func writeModules(tree *kernel.Tree, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	all, err := tree.Resolve(append(append([]string{}, core...), onDemand...)...)
-	if err != nil {
-		return err
-	}
-	var deps, aliases strings.Builder
-	for _, m := range all {
-		if err := os.WriteFile(filepath.Join(dir, m.Name+".ko"), m.ELF, 0o644); err != nil {
-			return err
-		}
-		chain, err := tree.Resolve(m.Name)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(&deps, "%s.ko:", m.Name)
-		for i := len(chain) - 2; i >= 0; i-- {
-			fmt.Fprintf(&deps, " %s.ko", chain[i].Name)
-		}
-		deps.WriteString("\n")
-		for _, a := range m.Aliases {
-			fmt.Fprintf(&aliases, "alias %s %s\n", a, m.Name)
-		}
-	}
-	for name, text := range map[string]string{
-		"modules.dep": deps.String(), "modules.alias": aliases.String(), "modules.symbols": "",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func buildInitramfs(tree *kernel.Tree, busybox []byte) ([]byte, error) {
