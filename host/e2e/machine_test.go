@@ -23,6 +23,8 @@ type status struct {
 	DockerSocket string `json:"dockerSocket"`
 	Driver       string `json:"driver"`
 	Acceleration string `json:"acceleration"`
+	CPUs         int    `json:"cpus"`
+	MemoryMiB    int    `json:"memoryMiB"`
 }
 
 func (h *home) status(t testing.TB, args ...string) status {
