@@ -13,7 +13,6 @@ import (
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/wire"
-	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 // Paths that the engine relies on.
@@ -41,6 +40,7 @@ type machine struct {
 	host    *host
 	engine  *engine
 	button  chan struct{} // gets the power button's presses
+	hw      hypervisor    // once boot has read it
 }
 
 // Run boots the machine and supervises it. It is for PID 1, and never returns:
@@ -87,18 +87,20 @@ func (m *machine) boot() error {
 	if err != nil {
 		return err
 	}
-	if err := m.phases.run("modules", func() error { return early.load("mmio", "base", "disk") }); err != nil {
-		return err
-	}
+	defer early.close()
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err
 	}
-	hello := startTask("hello", func() error { return m.hello(early, framed.Requested(string(cmdline))) })
+	m.hw = readHypervisor(string(cmdline))
+	if err := m.phases.run("modules", func() error { return early.load(m.hw.baseModules()...) }); err != nil {
+		return err
+	}
+	hello := startTask("hello", func() error { return m.hello(early) })
 	extension := startTask("ext4", func() error { return early.load("data") })
-	card := startTask("virtio-net", func() error { return early.load("net") })
+	card := startTask("network card", func() error { return early.load(m.hw.netModules()...) })
 
-	if err := m.phases.run("root", switchRoot); err != nil {
+	if err := m.phases.run("root", m.switchRoot); err != nil {
 		return err
 	}
 	mounts := startTask("mounts", func() error { return m.phases.run("mounts", mountAll) })
@@ -111,7 +113,7 @@ func (m *machine) boot() error {
 		if err := errors.Join(card.wait(), hello.wait()); err != nil {
 			return err
 		}
-		return m.phases.run("network", func() error { return configureNetwork(m.host.welcome.Network) })
+		return m.phases.run("network", m.configureNetwork)
 	})
 	if err := errors.Join(hello.wait(), mounts.wait()); err != nil {
 		return err
@@ -141,7 +143,7 @@ func (m *machine) startEngine() error {
 	})
 	go func() {
 		err := m.phases.run("core modules", func() error {
-			err := loadCore(serves, "container", "netfilter", "device")
+			err := loadCore(serves, m.hw.coreModules()...)
 			watchPowerButton(m.button, m.log)
 			return err
 		})
@@ -169,12 +171,12 @@ func (m *machine) mountShares(hurry <-chan struct{}) {
 }
 
 // hello makes the stream to the host and sets what the Welcome says.
-func (m *machine) hello(early *earlyModules, inFrames bool) error {
+func (m *machine) hello(early *earlyModules) error {
 	return m.phases.run("hello", func() error {
-		if err := early.load("vsock"); err != nil {
+		if err := early.load(m.hw.vsockModules()...); err != nil {
 			return err
 		}
-		if err := m.host.connect(m.version, inFrames); err != nil {
+		if err := m.host.connect(m.version, m.hw); err != nil {
 			return err
 		}
 		if err := setClock(m.host.welcome.Time); err != nil {

@@ -27,7 +27,7 @@ const dataFlags = unix.MS_NODEV | unix.MS_NOATIME
 // mountData mounts the data disk, after making or mending its file system where
 // that is needed.
 func (m *machine) mountData() error {
-	device, err := findDisk(dataSerial, 5*time.Second)
+	device, err := m.hw.findDisk(dataSerial, 5*time.Second)
 	if err != nil {
 		return err
 	}

@@ -42,15 +42,14 @@ func newHost(p *phases) *host {
 	return h
 }
 
-// connect says hello and takes the Welcome. inFrames is what the kernel's command
-// line says of all streams, see guest/wire/framed.
-func (h *host) connect(version string, inFrames bool) error {
-	if inFrames {
+// connect says hello and takes the Welcome.
+func (h *host) connect(version string, hw hypervisor) error {
+	if hw.framed {
 		if err := announceBoot(); err != nil {
 			return err
 		}
 	}
-	stream, err := dialHello(inFrames)
+	stream, err := hw.dialHost(wire.PortHelloHost)
 	if err != nil {
 		return err
 	}
@@ -64,21 +63,10 @@ func (h *host) connect(version string, inFrames bool) error {
 	return nil
 }
 
-// stream is the hello stream: a file, or frames over one.
+// stream is one to the host: a file, or frames over one.
 type stream interface {
 	io.ReadWriteCloser
 	SetDeadline(t time.Time) error
-}
-
-func dialHello(inFrames bool) (stream, error) {
-	f, err := dialHost(wire.PortHelloHost, helloPatience)
-	if err != nil {
-		return nil, err
-	}
-	if inFrames {
-		return framed.New(carrier{f}), nil
-	}
-	return f, nil
 }
 
 // announceBoot tells the host that this is a new boot, and waits until it knows.

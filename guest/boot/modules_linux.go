@@ -56,6 +56,16 @@ func (e *earlyModules) load(groups ...string) error {
 	return errors.Join(errs...)
 }
 
+// close closes the files of groups that this machine does not need, with which the
+// initramfs would stay in memory.
+func (e *earlyModules) close() {
+	for _, files := range e.groups {
+		for _, file := range files {
+			file.Close() // again, where it was loaded
+		}
+	}
+}
+
 // hasMMIO reports whether ACPI describes a virtio-mmio device; machines with PCI
 // need not load the bus' module.
 func hasMMIO() bool {

@@ -51,8 +51,8 @@ func mountEarly() error {
 
 // switchRoot makes the root disk's file system / and frees the initramfs. While
 // it runs, nobody else may use paths.
-func switchRoot() error {
-	device, err := findDisk(rootSerial, 5*time.Second)
+func (m *machine) switchRoot() error {
+	device, err := m.hw.findDisk(rootSerial, 5*time.Second)
 	if err != nil {
 		return err
 	}
@@ -201,7 +201,7 @@ func sysctl(name, value string) error {
 
 // findDisk returns the device of the disk with the serial, which the kernel may
 // still be about to find.
-func findDisk(serial string, patience time.Duration) (string, error) {
+func (h hypervisor) findDisk(serial string, patience time.Duration) (string, error) {
 	deadline := time.Now().Add(patience)
 	for {
 		disks, err := os.ReadDir("/sys/block")
@@ -209,12 +209,8 @@ func findDisk(serial string, patience time.Duration) (string, error) {
 			return "", err
 		}
 		for _, disk := range disks {
-			// virtio has it on the disk, SCSI and others on the device.
-			for _, attribute := range []string{"serial", "device/serial"} {
-				text, err := os.ReadFile(filepath.Join("/sys/block", disk.Name(), attribute))
-				if err == nil && strings.TrimSpace(string(text)) == serial {
-					return "/dev/" + disk.Name(), nil
-				}
+			if h.hasSerial("/sys/block", disk.Name(), serial) {
+				return "/dev/" + disk.Name(), nil
 			}
 		}
 		if time.Now().After(deadline) {

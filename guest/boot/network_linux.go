@@ -15,6 +15,19 @@ import (
 
 const card = "eth0"
 
+// configureNetwork gives the loopback and the network card their addresses, after
+// making the card where there is none but a cable.
+func (m *machine) configureNetwork() error {
+	n := m.host.welcome.Network
+	if m.hw.cable && n.Address != "" {
+		err := m.hw.plugCable(func(err error) { m.log.Error("the network cable is out", "err", err) })
+		if err != nil {
+			return err
+		}
+	}
+	return configureNetwork(n)
+}
+
 // configureNetwork gives the loopback and the network card their addresses.
 // A machine without a card has no network; that is its host's choice.
 func configureNetwork(n wire.Network) error {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
@@ -36,6 +37,11 @@ func (m *machine) shutdown(how int, grace time.Duration) {
 	m.keeper.Close() // it may hold files of the data disk
 	m.host.flush(time.Second)
 	unmountAll(m.log)
+	if how == unix.LINUX_REBOOT_CMD_RESTART {
+		if err := m.hw.announceRestart(); err != nil {
+			m.log.Warn("cannot tell the host of the restart, which may end the machine", "err", err)
+		}
+	}
 	halt(how)
 }
 
@@ -123,8 +129,22 @@ func reclaim() error {
 	return sysctl("vm/drop_caches", "3")
 }
 
-// watchPowerButton sends on pressed when the machine's power button is pushed.
+// watchPowerButton sends on pressed when the machine's power button is pushed, or
+// poweroff(8) says so to PID 1, which Hyper-V has the kernel call instead.
 func watchPowerButton(pressed chan<- struct{}, log *slog.Logger) {
+	press := func() {
+		select {
+		case pressed <- struct{}{}:
+		default:
+		}
+	}
+	powerOff := make(chan os.Signal, 1)
+	signal.Notify(powerOff, unix.SIGUSR2)
+	go func() {
+		for range powerOff {
+			press()
+		}
+	}()
 	devices, err := filepath.Glob("/dev/input/event*")
 	if err != nil {
 		return
@@ -149,10 +169,7 @@ func watchPowerButton(pressed chan<- struct{}, log *slog.Logger) {
 					code := *(*uint16)(unsafe.Pointer(&event[18]))
 					value := *(*int32)(unsafe.Pointer(&event[20]))
 					if kind == eventKey && code == keyPower && value == 1 {
-						select {
-						case pressed <- struct{}{}:
-						default:
-						}
+						press()
 					}
 				}
 			}

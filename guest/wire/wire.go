@@ -9,6 +9,8 @@
 //	1  guest→host  hello      JSON frames, both ways, for the life of the boot
 //	2  guest→host  loopback   Preamble, DialRequest, DialReply, then raw bytes
 //	3  guest→host  publish    Preamble, PublishRequest, PublishReply; open while the stream is
+//	7  guest→host  restart    see guest/wire/devices, as of 8, the network cable
+//	9  guest→host  boot       see guest/wire/framed
 //	10 host→guest  control    HTTP/1.1 and JSON, served by the engine
 //	11 host→guest  docker     raw bytes of the Docker Engine API
 //	12 host→guest  ssh        the SSH protocol

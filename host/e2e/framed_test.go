@@ -50,7 +50,7 @@ func TestFramedStreams(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	m := framedMachine{framedBox(t, ctx)}
+	m := framedMachine{bareBox(t, ctx, qemu.Options{}, deadCable{}, framed.Param)}
 	boots, hellos := listen(t, m, framed.BootPort), listen(t, m, wire.PortHelloHost)
 	if err := m.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -70,8 +70,9 @@ func TestFramedStreams(t *testing.T) {
 	}
 }
 
-// framedBox makes the machine.
-func framedBox(t *testing.T, ctx context.Context) vm.Machine {
+// bareBox makes a machine of the guest's image, with kernel parameters of its own,
+// that no daemon serves.
+func bareBox(t *testing.T, ctx context.Context, o qemu.Options, network vm.Network, parameters ...string) vm.Machine {
 	t.Helper()
 	img, err := images.Open(filepath.Join(root, "bin", "image"))
 	if err != nil {
@@ -90,14 +91,14 @@ func framedBox(t *testing.T, ctx context.Context) vm.Machine {
 	}
 	t.Cleanup(func() { os.RemoveAll(run) })
 	var console bytes.Buffer // read after Close only
-	m, err := qemu.New(qemu.Options{}).New(ctx, vm.Config{
-		Name: "framed", CPUs: 1, MemoryMiB: 1024, Kernel: img.Kernel, Initrd: img.Initrd,
-		Cmdline: append([]string{framed.Param}, img.Cmdline...),
+	m, err := qemu.New(o).New(ctx, vm.Config{
+		Name: "bare", CPUs: 1, MemoryMiB: 1024, Kernel: img.Kernel, Initrd: img.Initrd,
+		Cmdline: append(parameters, img.Cmdline...),
 		Disks: []vm.Disk{
 			{Path: img.Root, ReadOnly: true, Serial: images.RootSerial},
 			{Path: disk, Serial: images.DataSerial},
 		},
-		Network: deadCable{},
+		Network: network,
 		Console: &console,
 	}, run)
 	if err != nil {
@@ -158,12 +159,19 @@ func framedBoot(t *testing.T, boots, hellos net.Listener) net.Conn {
 	if err := boot.(*framed.Conn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
+	return takeHello(t, hellos)
+}
+
+// takeHello takes the guest's hello and waits until its engine serves. It returns
+// the hello stream.
+func takeHello(t *testing.T, hellos net.Listener) net.Conn {
+	t.Helper()
 	c := take(t, hellos)
 	var hello wire.Hello
 	if err := wire.ReadFrame(c, &hello); err != nil {
 		t.Fatal(err)
 	}
-	err := wire.WriteFrame(c, wire.Welcome{Protocol: wire.Protocol, Secret: make([]byte, wire.SecretSize), Time: time.Now(), Hostname: "framed",
+	err := wire.WriteFrame(c, wire.Welcome{Protocol: wire.Protocol, Secret: make([]byte, wire.SecretSize), Time: time.Now(), Hostname: "bare",
 		Network: wire.Network{Address: "192.168.127.2/24", Gateway: "192.168.127.1", MTU: 1500}})
 	if err != nil {
 		t.Fatal(err)

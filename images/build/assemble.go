@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berthvm/berth/guest/wire"
@@ -169,7 +170,11 @@ func writeInitramfs(tree *kernel.Tree, initProgram, path string) error {
 
 // newModules resolves a group, less what earlier groups load.
 func newModules(tree *kernel.Tree, g group, loaded map[string]bool) ([]*kernel.Module, error) {
-	all, err := tree.Resolve(g.modules...)
+	names := g.modules
+	if slices.Contains(optionalGroups, g.name) {
+		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, err := tree.Resolve(name); return err != nil })
+	}
+	all, err := tree.Resolve(names...)
 	if err != nil {
 		return nil, err
 	}

@@ -43,9 +43,15 @@ var earlyModules = []group{
 	{"base", []string{"crc32c_generic", "libcrc32c"}},
 	{"mmio", []string{"virtio_mmio"}}, // only where there is such a bus
 	{"disk", []string{"virtio_blk", "erofs"}},
-	{"vsock", []string{"vmw_vsock_virtio_transport"}},
+	{"vsock", []string{"vsock"}},
+	{"virtio-vsock", []string{"vmw_vsock_virtio_transport"}},
 	{"data", []string{"ext4", "overlay"}},
 	{"net", []string{"virtio_net"}},
+	{"cable", []string{"tun"}}, // where the network is a stream
+	{"scsi", []string{"sd_mod", "virtio_scsi"}},
+	{"hyperv", []string{"hv_vmbus"}},
+	{"hyperv-disk", []string{"hv_storvsc"}},
+	{"hyperv-vsock", []string{"hv_sock"}},
 }
 
 // coreModules are loaded from the root while the boot goes on: what every
@@ -55,7 +61,11 @@ var coreModules = []group{
 	{"netfilter", []string{"nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_fib_inet", "nft_reject_inet", "nft_compat"}},
 	{"share", []string{"virtiofs"}},
 	{"device", []string{"virtio_balloon", "virtio_rng", "button", "evdev"}},
+	{"hyperv", []string{"hv_utils", "hv_balloon"}},
 }
+
+// optionalGroups are those of which a kernel may lack modules, by its architecture.
+var optionalGroups = []string{"hyperv", "hyperv-disk", "hyperv-vsock"}
 
 // moreModules and moreDirs are loaded when something asks for them.
 var moreModules = []string{
@@ -66,7 +76,7 @@ var moreModules = []string{
 	"sch_netem", "sch_tbf", "sch_htb", "sch_fq", "sch_fq_codel", "sch_ingress", "sch_prio", "sch_cake", "cls_u32", "cls_fw", "cls_basic", "cls_bpf", "cls_flower", "cls_matchall", "act_police", "act_mirred", "act_bpf",
 	"tls", "tcp_bbr", "sctp", "nf_conntrack_ftp", "nf_conntrack_tftp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "ip6_vti",
 	"xfrm_user", "xfrm_interface", "esp4", "esp6", "ah4", "ah6", "af_key",
-	"hv_vmbus", "hv_sock", "hv_utils", "hv_storvsc", "hv_netvsc", "hv_balloon", "pci_hyperv", "sd_mod",
+	"hv_netvsc", "pci_hyperv",
 }
 
 var moreDirs = []string{
@@ -97,6 +107,7 @@ var links = map[string]string{
 	"var/tmp":                           "/tmp",
 	"var/log":                           "/run/log",
 	"sbin/modprobe":                     "/bin/busybox",
+	"sbin/poweroff":                     "/bin/busybox", // Hyper-V has the kernel call it
 }
 
 // texts are the files of the root that are written here.
