@@ -56,10 +56,8 @@ type Config struct {
 	ExtraFiles []*os.File
 	// Console takes the master of a terminal allocated in the container's own
 	// devpts, before Create returns. It owns the file. It is needed when
-	// Spec.Process.Terminal is set and TTY is not.
+	// Spec.Process.Terminal is set.
 	Console func(master *os.File) error
-	// TTY is the slave of a terminal made by the caller, for Spec.Process.Terminal.
-	TTY *os.File
 
 	// ExecPath is the program berth-exec: "/usr/lib/berth/berth-exec" by default.
 	ExecPath string
@@ -88,7 +86,6 @@ type ExecConfig struct {
 	Stdin, Stdout, Stderr *os.File
 	ExtraFiles            []*os.File
 	Console               func(master *os.File) error
-	TTY                   *os.File
 
 	ExecPath    string
 	CloneParent bool

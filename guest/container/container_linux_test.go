@@ -513,10 +513,19 @@ func TestJoin(t *testing.T) {
 
 func TestTerminal(t *testing.T) {
 	needRoot(t)
+	for _, warm := range []bool{false, true} {
+		t.Run(fmt.Sprintf("warm-%v", warm), func(t *testing.T) { testTerminal(t, warm) })
+	}
+}
+
+func testTerminal(t *testing.T, warm bool) {
 	spec := testSpec(rootfs(t), "sh", "-c", "tty; stty size; test -c /dev/console && echo console; exec sleep 1000")
 	spec.Process.Terminal = true
 	spec.Process.ConsoleSize = &specs.Box{Height: 24, Width: 81}
 	cfg := testConfig(t, spec)
+	if warm {
+		cfg.Pool = filledPool(t, cfg)
+	}
 	var master *os.File
 	cfg.Console = func(f *os.File) error { master = f; return nil }
 	b := start(t, cfg)
@@ -537,46 +546,6 @@ func TestTerminal(t *testing.T) {
 	if _, err := p.Wait(testContext(t)); err != nil {
 		t.Error(err)
 	}
-}
-
-// TestCallersTerminal uses a terminal made outside.
-func TestCallersTerminal(t *testing.T) {
-	needRoot(t)
-	for _, warm := range []bool{false, true} {
-		master, slave := openPTY(t)
-		spec := testSpec(rootfs(t), "sh", "-c", "tty; test -c /dev/console && echo console; exec sleep 1000")
-		spec.Process.Terminal = true
-		cfg := testConfig(t, spec)
-		cfg.ID = fmt.Sprintf("warm-%v", warm)
-		cfg.CgroupPath += cfg.ID
-		cfg.TTY = slave
-		if warm {
-			cfg.Pool = filledPool(t, cfg)
-		}
-		start(t, cfg)
-		expect(t, master, "/dev/console\r\nconsole\r\n")
-	}
-}
-
-func openPTY(t *testing.T) (master, slave *os.File) {
-	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skip(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { master.Close(); slave.Close() })
-	return master, slave
 }
 
 // filledPool makes a pool with a process for cfg.

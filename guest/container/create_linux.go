@@ -71,7 +71,7 @@ func (p *plan) create(ctx context.Context) (*Container, error) {
 	}
 	l := &launch{
 		order: &p.order, execPath: p.cfg.ExecPath, started: p.cfg.Started, console: p.cfg.Console,
-		stdin: p.cfg.Stdin, stdout: p.cfg.Stdout, stderr: p.cfg.Stderr, extra: p.cfg.ExtraFiles, tty: p.cfg.TTY,
+		stdin: p.cfg.Stdin, stdout: p.cfg.Stdout, stderr: p.cfg.Stderr, extra: p.cfg.ExtraFiles,
 		command: fork.Command{Flags: p.flags, Sibling: p.cfg.CloneParent}, warm: p.warm,
 	}
 	if err := p.makeGroup(c, l, undo, tidy); err != nil {
@@ -206,14 +206,6 @@ func (p *plan) openTrees(l *launch, tidy *cleanup) error {
 		tidy.add(func() { f.Close() })
 		l.trees = append(l.trees, f)
 		l.treeOf = append(l.treeOf, b.mount)
-	}
-	if l.tty != nil && l.order.Process.Terminal {
-		f, err := openTree(bind{source: "/proc/self/fd/" + strconv.Itoa(int(l.tty.Fd()))}, true)
-		if err != nil {
-			return fmt.Errorf("clone the terminal for /dev/console: %w", err)
-		}
-		tidy.add(func() { f.Close() })
-		l.ttyTree = f
 	}
 	if p.warm == nil {
 		return nil

@@ -50,7 +50,7 @@ func (c *Container) exec(ctx context.Context, cfg *ExecConfig) (*Process, error)
 	}
 	l := &launch{
 		order: o, execPath: cfg.ExecPath, started: cfg.Started, console: cfg.Console,
-		stdin: cfg.Stdin, stdout: cfg.Stdout, stderr: cfg.Stderr, extra: cfg.ExtraFiles, tty: cfg.TTY,
+		stdin: cfg.Stdin, stdout: cfg.Stdout, stderr: cfg.Stderr, extra: cfg.ExtraFiles,
 		command: fork.Command{Sibling: cfg.CloneParent},
 		forked: func(pid int) error {
 			if adj := cfg.Process.OOMScoreAdj; adj != nil {
@@ -137,11 +137,11 @@ func (c *Container) execOrder(cfg *ExecConfig) (*order.Order, error) {
 		}
 	}
 	setFilter(&op, filter)
-	if pr.Terminal && cfg.TTY == nil && cfg.Console == nil {
+	if pr.Terminal && cfg.Console == nil {
 		return nil, badf("process.terminal: nobody takes the terminal (is --console-socket missing?)")
 	}
 	return &order.Order{
-		Exec: true, NewConsole: pr.Terminal && cfg.TTY == nil, Process: op,
+		Exec: true, NewConsole: pr.Terminal, Process: op,
 	}, nil
 }
 

@@ -33,10 +33,9 @@ type launch struct {
 	execPath              string
 	stdin, stdout, stderr *os.File
 	extra                 []*os.File
-	tty                   *os.File
 	startSocket           *os.File // listening
 	mountNS               *os.File
-	rootTree, ttyTree     *os.File   // for a warm process
+	rootTree              *os.File   // for a warm process
 	joins                 []join     // likewise
 	trees                 []*os.File // attached to order.Mounts by index in treeOf
 	treeOf                []int
@@ -139,8 +138,7 @@ func (l *launch) layOut() (null *os.File, err error) {
 		return len(l.files) - 1
 	}
 	o := l.order
-	o.TTY, o.TTYTree, o.RootTree = put(l.tty), put(l.ttyTree), put(l.rootTree)
-	o.Start, o.MountNS = put(l.startSocket), put(l.mountNS)
+	o.RootTree, o.Start, o.MountNS = put(l.rootTree), put(l.startSocket), put(l.mountNS)
 	for _, j := range l.joins {
 		o.Joins = append(o.Joins, order.Join{File: put(j.file), Kind: j.kind})
 	}

@@ -47,7 +47,7 @@ func (p *plan) process() error {
 	if len(p.order.Keyring) > 255 {
 		p.order.Keyring = p.order.Keyring[:255]
 	}
-	p.order.NewConsole = pr.Terminal && p.cfg.TTY == nil
+	p.order.NewConsole = pr.Terminal
 	if p.order.NewConsole && p.cfg.Console == nil {
 		return badf("process.terminal: nobody takes the terminal (is --console-socket missing?)")
 	}

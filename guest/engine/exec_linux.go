@@ -278,15 +278,14 @@ func (x *Exec) run(ctx context.Context) (err error) {
 	}
 	ec := container.ExecConfig{Process: proc, ExecPath: x.e.opts.ExecPath, CloneParent: x.e.opts.CloneParent,
 		Started: func(pid int, pidfd *os.File) error { return x.e.opts.Keeper.Adopt(x.key(), pid, pidfd) }}
-	if cfg.Tty {
-		ec.TTY = files[0]
-	} else {
-		ec.Stdin, ec.Stdout, ec.Stderr = files[0], files[1], files[2]
-	}
+	ec.Stdin, ec.Stdout, ec.Stderr = files[0], files[1], files[2]
 	x.mu.Lock() // an exit that comes at once waits for what follows
 	defer x.mu.Unlock()
-	if s := cfg.ConsoleSize; s != nil && en.master != nil {
-		_ = resize(en.master, s[0], s[1])
+	if cfg.Tty {
+		ec.Console = func(master *os.File) error {
+			en.master = master
+			return x.e.put(x.key(), kept{Exec: &x.state}, en)
+		}
 	}
 	p, err := r.task.Exec(ctx, ec)
 	if err != nil {
@@ -332,6 +331,9 @@ func (x *Exec) process() (*specs.Process, error) {
 	}
 	hc.Privileged = hc.Privileged || req.Privileged
 	hc.ConsoleSize = [2]uint{}
+	if req.ConsoleSize != nil {
+		hc.ConsoleSize = *req.ConsoleSize
+	}
 	p, err := runspec.Process(x.c.rootfs(), &cfg, &hc, user, security)
 	if err != nil {
 		return nil, err

@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	cpty "github.com/creack/pty"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -285,18 +284,13 @@ func (e *Engine) pidOf(ctx context.Context, name string) (int, error) {
 	return c.rec.State.PID, nil
 }
 
-// openStreams makes the pipes or the terminal of a process. files are the
-// process's ends: three, or the terminal's slave; nil ones are /dev/null.
+// openStreams makes the pipes of a process. files are the process's ends; nil ones
+// are /dev/null. A terminal is made by the process itself, in its own devpts.
 func openStreams(tty, stdin bool) (e ends, files []*os.File, err error) {
-	if tty {
-		master, slave, err := cpty.Open()
-		if err != nil {
-			return e, nil, fmt.Errorf("make a terminal: %w", err)
-		}
-		e.master = master
-		return e, []*os.File{slave}, nil
-	}
 	files = make([]*os.File, 3)
+	if tty {
+		return e, files, nil
+	}
 	defer func() {
 		if err != nil {
 			e.close()
@@ -391,10 +385,12 @@ func (b *building) clone(ctx context.Context) error {
 		Seccomp: filter, ExecPath: e.opts.ExecPath, CloneParent: e.opts.CloneParent, Detached: true,
 		Started: func(pid int, pidfd *os.File) error { return e.opts.Keeper.Adopt(c.key(), pid, pidfd) },
 	}
+	cfg.Stdin, cfg.Stdout, cfg.Stderr = b.files[0], b.files[1], b.files[2]
 	if c.rec.Config.Tty {
-		cfg.TTY = b.files[0]
-	} else {
-		cfg.Stdin, cfg.Stdout, cfg.Stderr = b.files[0], b.files[1], b.files[2]
+		cfg.Console = func(master *os.File) error {
+			b.ends.master = master
+			return e.put(c.key(), kept{}, b.ends)
+		}
 	}
 	task, err := e.opts.Runtime.Create(ctx, cfg)
 	b.closeFiles()
@@ -419,9 +415,6 @@ func (b *building) exec(ctx context.Context) error {
 	}
 	b.ends = ends{} // the run's now
 	b.onUndo(func(context.Context) { c.abandon() })
-	if size := c.rec.HostConfig.ConsoleSize; c.rec.Config.Tty && size[0] > 0 && size[1] > 0 {
-		_ = resize(b.run_.master, size[0], size[1])
-	}
 	now := time.Now().UTC()
 	if err := b.run_.task.Start(ctx); err != nil {
 		return err

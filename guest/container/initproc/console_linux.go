@@ -11,18 +11,13 @@ import (
 
 // console gives a new container its terminal and /dev/console.
 func (p *process) console() error {
-	if p.o.NewConsole {
-		if err := p.newConsole(); err != nil {
-			return err
-		}
-	}
-	if p.tty == order.None || !p.o.Process.Terminal {
+	if !p.o.NewConsole {
 		return nil
 	}
-	tree, err := p.file(p.o.TTYTree), error(nil)
-	if tree == order.None {
-		tree, err = unix.OpenTree(p.tty, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err := p.newConsole(); err != nil {
+		return err
 	}
+	tree, err := unix.OpenTree(p.tty, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return failed("clone the terminal for /dev/console", err)
 	}

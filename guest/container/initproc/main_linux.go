@@ -19,7 +19,7 @@ func Main() {
 	// The Go runtime's monitor thread, which has been made, may be late: package
 	// guest/monitor says why. Not so this thread, and the program.
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0)
-	p := &process{control: order.ControlFD, devnull: -1}
+	p := &process{control: order.ControlFD, devnull: -1, tty: order.None}
 	var err error
 	if _, warm := syscall.Getenv(order.Warm); warm {
 		err = retreat()
@@ -57,7 +57,6 @@ func (p *process) run() error {
 			return failed("attach descriptor "+strconv.Itoa(fd), err)
 		}
 	}
-	p.tty = p.file(p.o.TTY)
 	if err := p.common(); err != nil {
 		return err
 	}

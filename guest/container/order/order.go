@@ -1,7 +1,7 @@
 package order
 
 // Version is the first byte of an encoded Order.
-const Version = 1
+const Version = 2
 
 // The engine's single-byte message.
 const Proceed = 'g'
@@ -57,8 +57,6 @@ type Order struct {
 	NewConsole  bool // allocate a terminal in the container's devpts
 	Start       int  // listening socket that brings the start
 	MountNS     int  // for Exec
-	TTY         int  // the slave of the caller's terminal
-	TTYTree     int  // a detached mount of it, for /dev/console
 	Extra       int  // first of the files that become 3, 4, ...
 	ExtraCount  int
 	Joins       []Join

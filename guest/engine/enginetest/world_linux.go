@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/creack/pty"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -145,7 +146,10 @@ type process struct {
 
 func (p *process) release() { p.once.Do(func() { close(p.killed) }) }
 
-func (w *World) newProcess(key string, args []string, stdio []*os.File, tty *os.File) *process {
+// newProcess makes a process as the runtime would: it is told of by started, and
+// makes its terminal, for which console is set, by itself.
+func (w *World) newProcess(key string, args []string, stdio []*os.File, console func(*os.File) error,
+	started func(int, *os.File) error) (*process, error) {
 	w.mu.Lock()
 	w.nextPID++
 	p := &process{w: w, pid: w.nextPID, key: key, in: eof{}, out: io.Discard, err: io.Discard,
@@ -165,9 +169,20 @@ func (w *World) newProcess(key string, args []string, stdio []*os.File, tty *os.
 		p.files = append(p.files, d)
 		return d
 	}
-	if tty != nil {
-		t := open(tty)
-		p.in, p.out, p.err = t, t, t
+	go p.run(args)
+	if err := started(p.pid, nil); err != nil {
+		return p, err
+	}
+	if console != nil {
+		master, slave, err := pty.Open()
+		if err != nil {
+			return p, err
+		}
+		p.files = append(p.files, slave)
+		p.in, p.out, p.err = slave, slave, slave
+		if err := console(master); err != nil {
+			return p, err
+		}
 	} else {
 		if f := open(stdio[0]); f != nil {
 			p.in = f
@@ -179,8 +194,7 @@ func (w *World) newProcess(key string, args []string, stdio []*os.File, tty *os.
 			p.err = f
 		}
 	}
-	go p.run(args)
-	return p
+	return p, nil
 }
 
 type eof struct{}
@@ -334,8 +348,8 @@ type task struct {
 
 func (r runtime) Create(_ context.Context, cfg container.Config) (engine.Task, error) {
 	args := cfg.Spec.Process.Args
-	p := r.w.newProcess("container/"+cfg.ID, args, []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr}, cfg.TTY)
-	if err := cfg.Started(p.pid, nil); err != nil {
+	p, err := r.w.newProcess("container/"+cfg.ID, args, []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr}, cfg.Console, cfg.Started)
+	if err != nil {
 		p.release()
 		return nil, err
 	}
@@ -421,8 +435,8 @@ func (t *task) Exec(_ context.Context, cfg container.ExecConfig) (engine.Process
 		}
 	}
 	t.w.mu.Unlock()
-	p := t.w.newProcess(key, cfg.Process.Args, []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr}, cfg.TTY)
-	if err := cfg.Started(p.pid, nil); err != nil {
+	p, err := t.w.newProcess(key, cfg.Process.Args, []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr}, cfg.Console, cfg.Started)
+	if err != nil {
 		p.release()
 		return nil, err
 	}
