@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	iofs "io/fs"
 	"os"
 
@@ -44,7 +43,7 @@ func (e *Engine) openBind(ctx context.Context, m *record.Mount) (string, *os.Fil
 	var outside *hostpath.OutsideError
 	switch {
 	case err == nil:
-		return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), f, nil
+		return procPath(f), f, nil
 	case errors.As(err, &outside):
 		return "", nil, invalid(`invalid mount config for type "bind": bind source path does not exist: %s: %v`, m.Source, outside)
 	case errors.Is(err, iofs.ErrNotExist):

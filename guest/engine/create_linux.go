@@ -29,6 +29,9 @@ type CreateOptions struct {
 	Config     *apicontainer.Config
 	HostConfig *apicontainer.HostConfig
 	Networking *apinet.NetworkingConfig
+	// FlatReadOnly makes read-only binds so without the mounts below, as the API
+	// before 1.44 had it.
+	FlatReadOnly bool
 }
 
 var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
@@ -81,12 +84,12 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 		}
 	}
 	rec.Endpoints = wantedNetworks(o)
-	return id, warnings, e.create(ctx, rec, o.Name)
+	return id, warnings, e.create(ctx, rec, o)
 }
 
 // create makes what lies on the disk of a container, and puts it in the tables.
-func (e *Engine) create(ctx context.Context, rec *record.Record, name string) (err error) {
-	c, err := e.reserve(rec, name)
+func (e *Engine) create(ctx context.Context, rec *record.Record, o CreateOptions) (err error) {
+	c, err := e.reserve(rec, o.Name)
 	if err != nil {
 		return err
 	}
@@ -105,15 +108,20 @@ func (e *Engine) create(ctx context.Context, rec *record.Record, name string) (e
 		return err
 	}
 	undo = append(undo, func() { _ = e.store.Remove(rec.ID) })
-	if rec.Mounts, err = e.resolveMounts(ctx, rec); err != nil {
+	if rec.Mounts, err = e.resolveMounts(ctx, rec, o.FlatReadOnly); err != nil {
 		return err
 	}
-	undo = append(undo, func() { e.releaseVolumes(context.WithoutCancel(ctx), rec, true) })
+	undo = append(undo, func() {
+		e.releaseVolumes(context.WithoutCancel(ctx), rec, true)
+		_ = e.removeRoots(context.WithoutCancel(ctx), rec)
+	})
 	volatile := rec.HostConfig.AutoRemove
 	if err := e.opts.Images.Prepare(ctx, rec.ID, rec.Config.Image, rec.Platform, volatile); err != nil {
 		return err
 	}
-	undo = append(undo, func() { _ = e.opts.Images.RemoveRootfs(context.WithoutCancel(ctx), rec.ID) })
+	if err := e.populate(ctx, c); err != nil {
+		return err
+	}
 	if err := e.store.Save(rec, !rec.HostConfig.AutoRemove); err != nil {
 		return err
 	}

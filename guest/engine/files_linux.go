@@ -67,7 +67,7 @@ func (e *Engine) withRoot(ctx context.Context, c *Container, f func(archive.Tree
 // are made where the container never ran. withRoot's caller unmounts them.
 func (e *Engine) mountInto(ctx context.Context, c *Container, root *os.File) error {
 	for _, m := range c.rec.Mounts {
-		if m.Type != mount.TypeVolume && m.Type != mount.TypeBind {
+		if m.Type == mount.TypeTmpfs {
 			continue
 		}
 		s, source, err := e.mountOf(ctx, c, m)

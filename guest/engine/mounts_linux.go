@@ -3,18 +3,22 @@ package engine
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/engine/mountspec"
 	"github.com/berthvm/berth/guest/engine/record"
@@ -33,8 +37,10 @@ type Volumes interface {
 	Remove(ctx context.Context, name string, force bool) error
 }
 
-// resolveMounts works out all mounts of a new container, and makes its volumes.
-func (e *Engine) resolveMounts(ctx context.Context, rec *record.Record) ([]record.Mount, error) {
+// resolveMounts works out all mounts of a new container, and makes its volumes and
+// the root file systems of its image mounts. With flat, binds that are read-only
+// are so without the mounts below them.
+func (e *Engine) resolveMounts(ctx context.Context, rec *record.Record, flat bool) ([]record.Mount, error) {
 	lent, err := e.volumesFrom(ctx, rec.HostConfig.VolumesFrom)
 	if err != nil {
 		return nil, err
@@ -44,20 +50,35 @@ func (e *Engine) resolveMounts(ctx context.Context, rec *record.Record) ([]recor
 		return nil, err
 	}
 	for i := range all {
-		if err := e.resolveMount(ctx, rec, &all[i]); err != nil {
+		m := &all[i]
+		if flat && m.Type == mount.TypeBind && !m.RW {
+			m.ReadOnly = record.ReadOnlyTop
+		}
+		if m.Type == mount.TypeImage {
+			m.Key = rec.ID + keySeparator + strconv.Itoa(i)
+		}
+		if err := e.resolveMount(ctx, rec, m); err != nil {
 			rec.Mounts = all[:i]
 			e.releaseVolumes(context.WithoutCancel(ctx), rec, true)
+			_ = e.removeRoots(context.WithoutCancel(ctx), rec)
 			return nil, err
 		}
 	}
 	return all, nil
 }
 
-// resolveMount checks a bind's source and makes a volume.
+// keySeparator is between a container's ID and the number of an image mount in the
+// key of the mount's root file system.
+const keySeparator = "."
+
+// resolveMount checks a bind's source, and makes a volume or the root file system
+// of an image mount.
 func (e *Engine) resolveMount(ctx context.Context, rec *record.Record, m *record.Mount) error {
 	switch m.Type {
 	case mount.TypeBind:
 		return e.checkBind(ctx, m)
+	case mount.TypeImage:
+		return e.resolveImage(ctx, m)
 	case mount.TypeVolume:
 		if e.opts.Volumes == nil {
 			return invalid("volumes are not available")
@@ -72,7 +93,7 @@ func (e *Engine) resolveMount(ctx context.Context, rec *record.Record, m *record
 				options = o.DriverConfig.Options
 			}
 		}
-		driver := cmp.Or(m.Driver, rec.HostConfig.VolumeDriver, "local")
+		driver := cmp.Or(m.Driver, "local")
 		name, source, err := e.opts.Volumes.Ensure(ctx, m.Name, driver, options, labels)
 		if err != nil {
 			return err
@@ -80,6 +101,33 @@ func (e *Engine) resolveMount(ctx context.Context, rec *record.Record, m *record
 		m.Name, m.Source, m.Driver = name, source, driver
 	}
 	return nil
+}
+
+// resolveImage makes a root file system of its own for each mount: nobody writes
+// to it.
+func (e *Engine) resolveImage(ctx context.Context, m *record.Mount) error {
+	ref := cmp.Or(m.ImageID, m.Name) // --volumes-from: the image that the other has
+	img, err := e.opts.Images.GetPlatform(ctx, ref, nil)
+	if err != nil {
+		return err
+	}
+	if err := e.opts.Images.Prepare(ctx, m.Key, ref, nil, true); err != nil {
+		return err
+	}
+	m.ImageID, m.Source = img.ID.String(), filepath.Join(e.opts.RunDir, "images", m.Key)
+	return nil
+}
+
+// removeRoots removes the root file system of a container and those of its image
+// mounts. None may be mounted.
+func (e *Engine) removeRoots(ctx context.Context, rec *record.Record) error {
+	err := e.opts.Images.RemoveRootfs(ctx, rec.ID)
+	for _, m := range rec.Mounts {
+		if m.Type == mount.TypeImage {
+			err = errors.Join(err, e.opts.Images.RemoveRootfs(ctx, m.Key))
+		}
+	}
+	return err
 }
 
 func volumeOptions(h *apicontainer.HostConfig, dest string) *mount.VolumeOptions {
@@ -94,26 +142,61 @@ func volumeOptions(h *apicontainer.HostConfig, dest string) *mount.VolumeOptions
 func (e *Engine) volumesFrom(ctx context.Context, from []string) ([]record.Mount, error) {
 	var all []record.Mount
 	for _, spec := range from {
-		name, mode, _ := strings.Cut(spec, ":")
-		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
-			return nil, invalid("invalid mode: %s", mode)
+		name, readOnly, err := mountspec.ParseVolumesFrom(spec)
+		if err != nil {
+			return nil, err
 		}
 		c, err := e.find(ctx, name)
 		if err != nil {
-			return nil, err
+			return nil, invalid("%v", err)
 		}
 		for _, m := range c.rec.Mounts {
 			if m.Type == mount.TypeTmpfs {
 				continue
 			}
 			m.Anon, m.NoCopy = false, true
-			if mode == "ro" {
-				m.RW = false
-			}
+			m.RW = m.RW && !readOnly
 			all = append(all, m)
 		}
 	}
 	return all, nil
+}
+
+// populate fills the new container's volumes, where they are empty, with what the
+// image has in their places: once, so that what a user removes stays removed.
+func (e *Engine) populate(ctx context.Context, c *Container) error {
+	mounted := false
+	defer func() {
+		if mounted {
+			e.unmountRootfs(c)
+		}
+		e.releaseMounts(context.WithoutCancel(ctx), c)
+	}()
+	for _, m := range c.rec.Mounts {
+		if m.Type != mount.TypeVolume || m.NoCopy {
+			continue
+		}
+		volume, err := e.openVolume(ctx, c, m)
+		if errdefs.IsNotFound(err) {
+			continue // there is no such path in the volume: the start will say so
+		}
+		if err != nil {
+			return err
+		}
+		if !mounted {
+			if err = e.opts.Images.Mount(ctx, c.id, c.rootfs()); err == nil {
+				mounted = true
+			}
+		}
+		if err == nil {
+			err = copyUp(c.rootfs(), m.Destination, procPath(volume))
+		}
+		volume.Close()
+		if err != nil {
+			return fmt.Errorf("copy the image's %s to the volume %s: %w", m.Destination, m.Name, err)
+		}
+	}
+	return nil
 }
 
 // mountsOf makes the container's mounts ready and returns them in the order in
@@ -133,10 +216,13 @@ func (e *Engine) mountsOf(ctx context.Context, c *Container) (out []specs.Mount,
 			sources = append(sources, source)
 		}
 	}
+	options := []string{"bind", "rprivate"}
+	if c.rec.HostConfig.ReadonlyRootfs {
+		options = append(options, "ro")
+	}
 	for _, name := range []string{"resolv.conf", "hostname", "hosts"} {
 		if dest := "/etc/" + name; !taken[dest] {
-			out = append(out, specs.Mount{Destination: dest, Type: "bind", Source: filepath.Join(c.dir, name),
-				Options: []string{"bind", "rprivate"}})
+			out = append(out, specs.Mount{Destination: dest, Type: "bind", Source: filepath.Join(c.dir, name), Options: options})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b specs.Mount) int {
@@ -158,41 +244,77 @@ func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (s s
 		return specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: append(opts, m.Options...)}, nil, nil
 	}
 	source := m.Source
-	if m.Type == mount.TypeBind {
-		if source, opened, err = e.openBind(ctx, &m); err != nil {
-			return specs.Mount{}, nil, err
-		}
+	switch m.Type {
+	case mount.TypeBind:
+		source, opened, err = e.openBind(ctx, &m)
+	case mount.TypeVolume:
+		opened, err = e.openVolume(ctx, c, m)
+	case mount.TypeImage:
+		opened, err = e.openImage(ctx, m)
 	}
-	if m.Type == mount.TypeVolume {
-		dir, err := e.opts.Volumes.Mount(ctx, m.Name, c.id)
-		if err != nil {
-			return specs.Mount{}, nil, err
-		}
-		if !m.NoCopy {
-			if err := copyUp(c.rootfs(), m.Destination, dir); err != nil {
-				return specs.Mount{}, nil, fmt.Errorf("copy the image's %s to the volume %s: %w", m.Destination, m.Name, err)
-			}
-		}
-		source = dir
-		if m.Subpath != "" {
-			if source, err = securejoin.SecureJoin(dir, m.Subpath); err != nil {
-				return specs.Mount{}, nil, invalid("cannot access path %s of volume %s: %v", m.Subpath, m.Name, err)
-			}
-			if _, err := os.Stat(source); err != nil {
-				return specs.Mount{}, nil, invalid("cannot access path %s: no such file or directory", source)
-			}
-		}
+	if err != nil {
+		return specs.Mount{}, nil, err
+	}
+	if m.Type != mount.TypeBind {
+		source = procPath(opened)
 	}
 	bind := "rbind"
 	if m.Flat {
 		bind = "bind"
 	}
 	opts := []string{bind, string(cmp.Or(m.Propagation, mount.PropagationRPrivate))}
-	if !m.RW {
+	switch {
+	case m.RW:
+	case m.ReadOnly == record.ReadOnlyTop:
 		opts = append(opts, "ro")
+	default:
+		opts = append(opts, "rro")
 	}
 	return specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: opts}, opened, nil
 }
+
+// openVolume makes a volume's content appear and opens it, or the path below it
+// that the mount names. The container holds the volume until releaseMounts.
+func (e *Engine) openVolume(ctx context.Context, c *Container, m record.Mount) (*os.File, error) {
+	dir, err := e.opts.Volumes.Mount(ctx, m.Name, c.id)
+	if err != nil {
+		return nil, fmt.Errorf("error while mounting volume '%s': %w", m.Source, err)
+	}
+	return openBelow(dir, m.Subpath)
+}
+
+func (e *Engine) openImage(ctx context.Context, m record.Mount) (*os.File, error) {
+	if err := e.opts.Images.Mount(ctx, m.Key, m.Source); err != nil {
+		return nil, err
+	}
+	return openBelow(m.Source, m.Subpath)
+}
+
+// openBelow opens a path below a directory, O_PATH. Its content is not ours: no
+// symbolic link may lead out of the directory, whoever changes it meanwhile.
+func openBelow(dir, sub string) (*os.File, error) {
+	base, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil || sub == "" {
+		return base, err
+	}
+	defer base.Close()
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	for {
+		fd, err := unix.Openat2(int(base.Fd()), sub, how)
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), path.Join(dir, sub)), nil
+		case unix.EAGAIN, unix.EINTR: // a rename raced with the look-up
+		case unix.EXDEV:
+			return nil, invalid("path concatenation escapes the base directory, base: %s, subpath: %s", dir, sub)
+		default:
+			return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("cannot access path %s: %v", path.Join(dir, sub), err))
+		}
+	}
+}
+
+// procPath is a path for an open file that is good as long as it is open.
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // copyUp fills an empty volume with what the image has in its place.
 func copyUp(rootfs, dest, volume string) error {
@@ -214,11 +336,17 @@ func copyUp(rootfs, dest, volume string) error {
 // releaseMounts gives back what mountsOf took.
 func (e *Engine) releaseMounts(ctx context.Context, c *Container) {
 	for _, m := range c.rec.Mounts {
-		if m.Type != mount.TypeVolume {
-			continue
+		var err error
+		switch m.Type {
+		case mount.TypeVolume:
+			err = e.opts.Volumes.Unmount(ctx, m.Name, c.id)
+		case mount.TypeImage:
+			if err = e.opts.Images.Unmount(m.Source); err == nil {
+				_ = os.Remove(m.Source)
+			}
 		}
-		if err := e.opts.Volumes.Unmount(ctx, m.Name, c.id); err != nil {
-			e.log.Warn("cannot unmount volume", "volume", m.Name, "error", err)
+		if err != nil {
+			e.log.Warn("cannot unmount", "mount", m.Destination, "container", c.id, "error", err)
 		}
 	}
 }

@@ -90,7 +90,8 @@ func (e *Engine) removeLeftovers(ctx context.Context, broken []string, kept map[
 		}
 	}
 	for _, id := range e.opts.Images.RootfsKeys() {
-		if e.byID[id] == nil {
+		owner, _, _ := strings.Cut(id, keySeparator)
+		if e.byID[owner] == nil {
 			if err := e.opts.Images.RemoveRootfs(ctx, id); err != nil {
 				e.log.Warn("cannot remove a root file system", "container", id, "error", err)
 			}
@@ -126,6 +127,7 @@ func (c *Container) restore(ctx context.Context, entry keeper.Entry, kept bool) 
 	}
 	_ = c.e.opts.Keeper.Delete(c.key())
 	c.e.releaseNetwork(ctx, c)
+	c.e.releaseMounts(ctx, c)
 	c.e.unmountRootfs(c)
 	was := st.Status
 	switch was {

@@ -403,7 +403,7 @@ func (e *Engine) erase(ctx context.Context, c *Container, volumes bool) error {
 }
 
 func (e *Engine) eraseFiles(ctx context.Context, c *Container) error {
-	if err := e.opts.Images.RemoveRootfs(ctx, c.id); err != nil {
+	if err := e.removeRoots(ctx, c.rec); err != nil {
 		return err
 	}
 	if c.log != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	apinet "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
 
@@ -76,11 +77,14 @@ func apiState(st record.State) *apicontainer.State {
 	}
 }
 
-// mountPoints are a container's mounts without the tmpfs ones, as docker lists
+// mountPoints are a container's mounts without those of --tmpfs, as docker lists
 // them.
 func mountPoints(rec *record.Record) []apicontainer.MountPoint {
 	out := []apicontainer.MountPoint{}
 	for _, m := range rec.Mounts {
+		if m.Hidden {
+			continue
+		}
 		out = append(out, m.MountPoint)
 	}
 	slices.SortFunc(out, func(a, b apicontainer.MountPoint) int { return strings.Compare(a.Destination, b.Destination) })
@@ -399,7 +403,7 @@ func (e *Engine) Count() Counts {
 	return n
 }
 
-// ImageUser is a container and the image it was made from.
+// ImageUser is a container and the image it was made from, or has mounted.
 type ImageUser struct {
 	ContainerID string
 	ImageID     string
@@ -421,6 +425,11 @@ func (e *Engine) ImageUsers(ctx context.Context) ([]ImageUser, error) {
 			u.Manifest = c.rec.Manifest.Digest.String()
 		}
 		out = append(out, u)
+		for _, m := range c.rec.Mounts {
+			if m.Type == mount.TypeImage {
+				out = append(out, ImageUser{ContainerID: c.id, ImageID: m.ImageID, Running: u.Running})
+			}
+		}
 		c.mu.Unlock()
 	}
 	return out, nil

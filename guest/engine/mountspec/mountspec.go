@@ -1,8 +1,11 @@
 package mountspec
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -59,7 +62,7 @@ func Parse(cfg *apicontainer.Config, h *apicontainer.HostConfig, lent []record.M
 func requested(h *apicontainer.HostConfig) ([]record.Mount, error) {
 	var all []record.Mount
 	for _, spec := range h.Binds {
-		m, err := parseBind(spec)
+		m, err := parseBind(spec, h.VolumeDriver)
 		if err != nil {
 			return nil, err
 		}
@@ -73,10 +76,10 @@ func requested(h *apicontainer.HostConfig) ([]record.Mount, error) {
 		all = append(all, m)
 	}
 	for dest, opts := range h.Tmpfs {
-		if !path.IsAbs(dest) {
-			return nil, invalid("invalid mount path: '%s' mount path must be absolute", dest)
+		if err := checkTarget(dest); err != nil {
+			return nil, err
 		}
-		m := record.Mount{MountPoint: apicontainer.MountPoint{Type: mount.TypeTmpfs, Destination: path.Clean(dest), RW: true}}
+		m := record.Mount{Hidden: true, MountPoint: apicontainer.MountPoint{Type: mount.TypeTmpfs, Destination: path.Clean(dest), RW: true}}
 		if opts != "" {
 			m.Options = strings.Split(opts, ",")
 		}
@@ -85,125 +88,276 @@ func requested(h *apicontainer.HostConfig) ([]record.Mount, error) {
 	return all, nil
 }
 
-// parseBind reads docker's -v: [source:]destination[:modes].
-func parseBind(spec string) (record.Mount, error) {
+// checkTarget refuses places in a container where nothing can be mounted.
+func checkTarget(dest string) error {
+	switch {
+	case path.Clean(dest) == "/":
+		return invalid("invalid specification: destination can't be '/'")
+	case !path.IsAbs(dest):
+		return invalid("invalid mount path: '%s' mount path must be absolute", dest)
+	}
+	return nil
+}
+
+// parseBind reads docker's -v: [source:]destination[:modes]. driver is the one of
+// volumes.
+func parseBind(spec, driver string) (record.Mount, error) {
 	bad := invalid("invalid volume specification: '%s'", spec)
 	parts := strings.Split(spec, ":")
 	m := record.Mount{MountPoint: apicontainer.MountPoint{RW: true}}
 	source := ""
-	switch len(parts) {
-	case 1:
-		m.Destination = parts[0]
-	case 2:
-		source, m.Destination = parts[0], parts[1]
-	case 3:
-		source, m.Destination, m.Mode = parts[0], parts[1], parts[2]
-	default:
+	switch {
+	case parts[0] == "" || len(parts) > 3 || len(parts) == 2 && validModes(parts[1]):
 		return m, bad
+	case len(parts) == 1:
+		m.Destination = parts[0]
+	default:
+		source, m.Destination = parts[0], parts[1]
 	}
-	if !path.IsAbs(m.Destination) {
-		return m, invalid("invalid volume specification: '%s': invalid mount config for type \"volume\": "+
-			"invalid mount path: '%s' mount path must be absolute", spec, m.Destination)
+	if len(parts) == 3 {
+		m.Mode = parts[2]
 	}
-	if m.Destination = path.Clean(m.Destination); m.Destination == "/" || len(parts) > 1 && source == "" {
-		return m, invalid("invalid volume specification: '%s': invalid specification: destination can't be '/'", spec)
+	if !validModes(m.Mode) {
+		return m, invalid("invalid mode: %s", m.Mode)
 	}
+	m.Type = mount.TypeVolume
 	if path.IsAbs(source) {
-		m.Type, m.Source, m.FromBind, m.Propagation = mount.TypeBind, path.Clean(source), true, mount.PropagationRPrivate
+		m.Type = mount.TypeBind
+	}
+	var err error
+	if m.Destination == "" {
+		err = errors.New("field Target must not be empty")
 	} else {
-		m.Type, m.Name, m.Anon = mount.TypeVolume, source, source == ""
-		if source != "" && !namePattern.MatchString(source) {
-			return m, invalid("create %s: %q includes invalid characters for a local volume name, only "+
-				"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", source, source)
+		err = checkTarget(m.Destination)
+	}
+	if err != nil {
+		return m, invalid("invalid volume specification: '%s': invalid mount config for type %q: %v", spec, m.Type, err)
+	}
+	m.Destination = path.Clean(m.Destination)
+	if m.Type == mount.TypeBind {
+		m.Source, m.FromBind, m.Propagation = path.Clean(source), true, mount.PropagationRPrivate
+	} else {
+		m.Name, m.Anon, m.Driver = source, source == "", driver
+		if err := checkName(source); err != nil {
+			return m, err
 		}
 	}
-	return m, bindModes(&m)
+	return m, bindModes(&m, spec)
 }
 
-func bindModes(m *record.Mount) error {
-	if m.Mode == "" {
-		return nil
+// checkName refuses what no volume is called; anonymous ones have no name yet.
+func checkName(name string) error {
+	if name != "" && !namePattern.MatchString(name) {
+		return invalid("create %s: %q includes invalid characters for a local volume name, only "+
+			"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
 	}
+	return nil
+}
+
+// modeKinds sorts the words that may follow a bind's destination: of each kind
+// there may be one.
+var modeKinds = map[string]string{
+	"rw": "access", "ro": "access",
+	"z": "label", "Z": "label",
+	"nocopy":     "copy",
+	"consistent": "consistency", "cached": "consistency", "delegated": "consistency",
+	"rprivate": "propagation", "private": "propagation", "rshared": "propagation", "shared": "propagation",
+	"rslave": "propagation", "slave": "propagation",
+}
+
+func validModes(modes string) bool {
+	if modes == "" {
+		return true
+	}
+	seen := map[string]bool{}
+	for mode := range strings.SplitSeq(modes, ",") {
+		kind := modeKinds[mode]
+		if kind == "" || seen[kind] {
+			return false
+		}
+		seen[kind] = true
+	}
+	return true
+}
+
+// bindModes takes up modes that are valid. Labels and consistency mean nothing
+// here.
+func bindModes(m *record.Mount, spec string) error {
 	for mode := range strings.SplitSeq(m.Mode, ",") {
-		switch {
+		exclusive := ""
+		switch kind := modeKinds[mode]; {
 		case mode == "ro":
 			m.RW = false
-		case mode == "rw", mode == "z", mode == "Z", mode == "consistent", mode == "cached", mode == "delegated":
-		case mode == "nocopy" && m.Type == mount.TypeVolume:
+		case kind == "copy" && m.Type == mount.TypeVolume:
 			m.NoCopy = true
-		case slices.Contains(mount.Propagations, mount.Propagation(mode)) && m.Type == mount.TypeBind:
+		case kind == "copy":
+			exclusive = "VolumeOptions"
+		case kind == "propagation" && m.Type == mount.TypeBind:
 			m.Propagation = mount.Propagation(mode)
+		case kind == "propagation":
+			exclusive = "BindOptions"
+		}
+		if exclusive != "" {
+			return invalid("invalid volume specification: '%s': invalid mount config for type %q: field %s must not be specified",
+				spec, m.Type, exclusive)
+		}
+	}
+	if m.Mode == "" && m.Type == mount.TypeVolume {
+		m.Mode = "z" // what docker's inspect shows
+	}
+	return nil
+}
+
+// ParseVolumesFrom reads docker's --volumes-from: container[:modes].
+func ParseVolumesFrom(spec string) (name string, readOnly bool, err error) {
+	if spec == "" {
+		return "", false, invalid("volumes-from specification cannot be an empty string")
+	}
+	name, modes, _ := strings.Cut(spec, ":")
+	ok := validModes(modes)
+	for mode := range strings.SplitSeq(modes, ",") {
+		kind := modeKinds[mode]
+		ok = ok && kind != "propagation" && kind != "copy"
+		readOnly = readOnly || mode == "ro"
+	}
+	if !ok {
+		return "", false, invalid("invalid mode: %s", modes)
+	}
+	return name, readOnly, nil
+}
+
+// parseMount reads one --mount.
+func parseMount(in mount.Mount) (record.Mount, error) {
+	m := record.Mount{MountPoint: apicontainer.MountPoint{Type: in.Type, Destination: path.Clean(in.Target), RW: !in.ReadOnly}}
+	err := checkOptions(in)
+	if err == nil && in.Target == "" {
+		err = errors.New("field Target must not be empty")
+	}
+	if err == nil {
+		err = checkTarget(in.Target)
+	}
+	if err == nil {
+		switch in.Type {
+		case mount.TypeBind:
+			err = parseBindMount(&m, in)
+		case mount.TypeVolume:
+			err = parseVolumeMount(&m, in)
+		case mount.TypeTmpfs:
+			err = parseTmpfsMount(&m, in)
+		case mount.TypeImage:
+			err = parseImageMount(&m, in)
 		default:
-			return invalid("invalid mode: %s", m.Mode)
+			err = errors.New("mount type unknown")
+		}
+	}
+	if err != nil {
+		return m, invalid("invalid mount config for type %q: %v", in.Type, err)
+	}
+	return m, nil
+}
+
+// checkOptions refuses the options of another type.
+func checkOptions(in mount.Mount) error {
+	for _, o := range []struct {
+		name string
+		kind mount.Type
+		set  bool
+	}{
+		{"BindOptions", mount.TypeBind, in.BindOptions != nil},
+		{"VolumeOptions", mount.TypeVolume, in.VolumeOptions != nil},
+		{"ImageOptions", mount.TypeImage, in.ImageOptions != nil},
+		{"TmpfsOptions", mount.TypeTmpfs, in.TmpfsOptions != nil},
+		{"ClusterOptions", mount.TypeCluster, in.ClusterOptions != nil},
+	} {
+		if o.set && o.kind != in.Type {
+			return fmt.Errorf("field %s must not be specified", o.name)
 		}
 	}
 	return nil
 }
 
-// parseMount reads one --mount.
-func parseMount(in mount.Mount) (record.Mount, error) {
-	bad := func(format string, args ...any) (record.Mount, error) {
-		return record.Mount{}, invalid("invalid mount config for type %q: %s", in.Type, fmt.Sprintf(format, args...))
+var errNoSource = errors.New("field Source must not be empty")
+
+func parseBindMount(m *record.Mount, in mount.Mount) error {
+	if in.Source == "" {
+		return errNoSource
 	}
-	m := record.Mount{MountPoint: apicontainer.MountPoint{Type: in.Type, Destination: path.Clean(in.Target), RW: !in.ReadOnly}}
-	switch {
-	case in.Target == "":
-		return bad("field Target must not be empty")
-	case !path.IsAbs(in.Target):
-		return bad("invalid mount path: '%s' mount path must be absolute", in.Target)
-	case m.Destination == "/":
-		return bad("invalid specification: destination can't be '/'")
+	m.Source, m.Propagation = path.Clean(in.Source), mount.PropagationRPrivate
+	if o := in.BindOptions; o != nil {
+		if o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
+			return fmt.Errorf("invalid propagation mode: %s", o.Propagation)
+		}
+		m.Flat, m.FromBind, m.Propagation = o.NonRecursive, o.CreateMountpoint, cmp.Or(o.Propagation, m.Propagation)
+		switch {
+		case o.ReadOnlyNonRecursive && o.ReadOnlyForceRecursive:
+			return errors.New("mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive")
+		case o.ReadOnlyNonRecursive:
+			m.ReadOnly = record.ReadOnlyTop
+		}
 	}
-	switch in.Type {
-	case mount.TypeBind:
-		if !path.IsAbs(in.Source) {
-			return bad("invalid mount path: '%s' mount path must be absolute", in.Source)
-		}
-		m.Source, m.Propagation = path.Clean(in.Source), mount.PropagationRPrivate
-		if o := in.BindOptions; o != nil {
-			m.Flat, m.FromBind = o.NonRecursive, o.CreateMountpoint
-			if o.Propagation != "" {
-				if !slices.Contains(mount.Propagations, o.Propagation) {
-					return bad("invalid propagation mode: %s", o.Propagation)
-				}
-				m.Propagation = o.Propagation
-			}
-		}
-	case mount.TypeVolume:
-		m.Name, m.Anon = in.Source, in.Source == ""
-		if in.Source != "" && !namePattern.MatchString(in.Source) {
-			return bad("%q includes invalid characters for a local volume name", in.Source)
-		}
-		if o := in.VolumeOptions; o != nil {
-			m.NoCopy, m.Subpath = o.NoCopy, o.Subpath
-			if o.DriverConfig != nil {
-				m.Driver = o.DriverConfig.Name
-			}
-		}
-	case mount.TypeTmpfs:
-		if in.Source != "" {
-			return bad("field Source must not be specified")
-		}
-		m.Options = tmpfsOptions(in.TmpfsOptions)
-	default:
-		return record.Mount{}, invalid("mount type unknown: %q", in.Type)
+	if !path.IsAbs(in.Source) {
+		return fmt.Errorf("invalid mount path: '%s' mount path must be absolute", in.Source)
 	}
-	return m, nil
+	return nil
 }
 
-func tmpfsOptions(o *mount.TmpfsOptions) []string {
+func parseVolumeMount(m *record.Mount, in mount.Mount) error {
+	m.Name, m.Anon, m.Mode = in.Source, in.Source == "", "z"
+	if o := in.VolumeOptions; o != nil {
+		m.NoCopy, m.Subpath = o.NoCopy, o.Subpath
+		if o.DriverConfig != nil {
+			m.Driver = o.DriverConfig.Name
+		}
+	}
+	if m.Subpath != "" && m.Anon {
+		return errors.New("must not set Subpath when using anonymous volumes")
+	}
+	if err := checkName(in.Source); err != nil {
+		return err
+	}
+	return checkSubpath(m.Subpath)
+}
+
+func checkSubpath(sub string) error {
+	if sub != "" && !filepath.IsLocal(sub) {
+		return errors.New("subpath must be a relative path within the volume")
+	}
+	return nil
+}
+
+func parseImageMount(m *record.Mount, in mount.Mount) error {
+	if in.Source == "" {
+		return errNoSource
+	}
+	m.Name, m.RW, m.Propagation = in.Source, false, mount.PropagationRPrivate
+	if in.ImageOptions != nil {
+		m.Subpath = in.ImageOptions.Subpath
+	}
+	return checkSubpath(m.Subpath)
+}
+
+func parseTmpfsMount(m *record.Mount, in mount.Mount) error {
+	if in.Source != "" {
+		return errors.New("field Source must not be specified")
+	}
+	o := in.TmpfsOptions
 	if o == nil {
 		return nil
 	}
-	var out []string
-	if o.SizeBytes > 0 {
-		out = append(out, "size="+strconv.FormatInt(o.SizeBytes, 10))
-	}
 	if o.Mode != 0 {
-		out = append(out, fmt.Sprintf("mode=%o", o.Mode))
+		m.Options = append(m.Options, fmt.Sprintf("mode=%o", o.Mode))
+	}
+	if o.SizeBytes != 0 {
+		m.Options = append(m.Options, "size="+strconv.FormatInt(o.SizeBytes, 10))
 	}
 	for _, kv := range o.Options {
-		out = append(out, strings.Join(kv, "="))
+		switch {
+		case len(kv) < 1 || len(kv) > 2:
+			return errors.New("invalid option array length")
+		case kv[0] != "exec" && kv[0] != "noexec":
+			return errors.New("invalid option: " + kv[0])
+		}
+		m.Options = append(m.Options, strings.Join(kv, "="))
 	}
-	return out
+	return nil
 }

@@ -52,9 +52,15 @@ type Mount struct {
 	NoCopy   bool     `json:"noCopy,omitempty"`
 	FromBind bool     `json:"fromBind,omitempty"` // -v: a missing source directory is made
 	Anon     bool     `json:"anon,omitempty"`     // an anonymous volume: it goes with the container
-	ReadOnly string   `json:"readOnly,omitempty"` // "": as far as possible, "non-recursive", "force"
+	ReadOnly string   `json:"readOnly,omitempty"` // of a bind that is not writable: "", with all below, or ReadOnlyTop
 	Flat     bool     `json:"flat,omitempty"`     // bind without the mounts below
+	ImageID  string   `json:"imageID,omitempty"`  // of an image mount
+	Hidden   bool     `json:"hidden,omitempty"`   // of --tmpfs: inspect does not list it
+	Key      string   `json:"key,omitempty"`      // of an image mount's root file system in the store
 }
+
+// ReadOnlyTop makes the mount read-only, and not those below it.
+const ReadOnlyTop = "non-recursive"
 
 // State is how a container fares.
 type State struct {
