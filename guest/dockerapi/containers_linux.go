@@ -10,7 +10,6 @@ import (
 	"time"
 
 	apicontainer "github.com/moby/moby/api/types/container"
-	"github.com/moby/term"
 
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/images"
@@ -28,6 +27,7 @@ func (s *Server) containers() {
 	s.handle("GET", "/containers/{id}/logs", s.containerLogs)
 	s.handle("GET", "/containers/{id}/stats", s.containerStats)
 	s.handle("POST", "/containers/{id}/attach", s.containerAttach)
+	s.handle("GET", "/containers/{id}/attach/ws", s.containerAttachWS)
 	s.handle("POST", "/containers/{id}/wait", s.containerWait)
 	s.handle("POST", "/containers/{id}/update", s.containerUpdate)
 	s.handle("DELETE", "/containers/{id}", s.containerRemove)
@@ -262,75 +262,6 @@ func (s *Server) containerStats(c *call) error {
 		return errBegun
 	}
 	return err
-}
-
-func (s *Server) containerAttach(c *call) error {
-	keys, err := detachKeys(c.query("detachKeys"))
-	if err != nil {
-		return err
-	}
-	a := engine.Attached{Stdout: c.flag("stdout"), Stderr: c.flag("stderr"), Stream: c.flag("stream"), Logs: c.flag("logs"), DetachKeys: keys}
-	return s.attached(c, &a, c.flag("stdin"), func(ctx context.Context) error {
-		return s.cfg.Engine.Attach(ctx, c.vars["id"], a)
-	})
-}
-
-// attached runs f, which attaches with a, and takes over the connection when a
-// begins.
-func (s *Server) attached(c *call, a *engine.Attached, stdin bool, f func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(c.Context())
-	defer cancel()
-	var conn *hijacked
-	// The connection is taken when f is sure to attach; its input is wanted at the
-	// same time. late bridges the two.
-	late := &lateReader{ready: make(chan struct{})}
-	if stdin {
-		a.Stdin = late
-	}
-	a.Interrupt = func() { conn.interrupt() }
-	a.Begin = func(tty bool) (func(stdio.Stream, []byte) error, error) {
-		var err error
-		if conn, err = c.hijack(tty, cancel); err != nil {
-			return nil, err
-		}
-		if !stdin {
-			conn.ignore()
-		}
-		late.r = conn
-		close(late.ready)
-		return output(conn, tty), nil
-	}
-	err := f(ctx)
-	if conn == nil {
-		return err
-	}
-	if err != nil && ctx.Err() == nil {
-		s.log.Debug("attach ended", "path", c.URL.Path, "error", err)
-	}
-	conn.finish()
-	return errBegun
-}
-
-// lateReader reads from what is set once ready is closed.
-type lateReader struct {
-	ready chan struct{}
-	r     *hijacked
-}
-
-func (l *lateReader) Read(p []byte) (int, error) {
-	<-l.ready
-	return l.r.Read(p)
-}
-
-func detachKeys(s string) ([]byte, error) {
-	if s == "" {
-		return nil, nil
-	}
-	keys, err := term.ToBytes(s)
-	if err != nil {
-		return nil, invalid("Invalid detach keys (%s) provided: %v", s, err)
-	}
-	return keys, nil
 }
 
 func (s *Server) containerWait(c *call) error {

@@ -63,7 +63,12 @@ func (s *Server) execStart(c *call) error {
 		return err
 	}
 	a := engine.Attached{DetachKeys: keys}
-	return s.attached(c, &a, state.Config.AttachStdin, func(ctx context.Context) error {
+	// How output comes is for the client to say here, whatever the exec has.
+	take := func(_ bool, gone func()) (peer, bool, error) {
+		conn, err := c.hijack(req.Tty, gone)
+		return conn, !req.Tty, err
+	}
+	return s.attached(c, &a, state.Config.AttachStdin, take, func(ctx context.Context) error {
 		begin := a.Begin
 		var out func(stdio.Stream, []byte) error
 		a.Begin = func(tty bool) (func(stdio.Stream, []byte) error, error) {
