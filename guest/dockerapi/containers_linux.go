@@ -22,44 +22,44 @@ func (s *Server) containers() {
 	s.handle("GET", "/containers/json", s.containerList)
 	s.handle("POST", "/containers/create", s.containerCreate)
 	s.handle("POST", "/containers/prune", s.containerPrune)
-	s.handle("GET", "/containers/{id}/json", s.containerInspect)
-	s.handle("GET", "/containers/{id}/top", s.containerTop)
-	s.handle("GET", "/containers/{id}/logs", s.containerLogs)
-	s.handle("GET", "/containers/{id}/stats", s.containerStats)
-	s.handle("POST", "/containers/{id}/attach", s.containerAttach)
-	s.handle("GET", "/containers/{id}/attach/ws", s.containerAttachWS)
-	s.handle("POST", "/containers/{id}/wait", s.containerWait)
-	s.handle("POST", "/containers/{id}/update", s.containerUpdate)
-	s.handle("DELETE", "/containers/{id}", s.containerRemove)
-	s.handle("POST", "/containers/{id}/start", func(c *call) error {
+	s.handle("GET", "/containers/{id...}/json", s.containerInspect)
+	s.handle("GET", "/containers/{id...}/top", s.containerTop)
+	s.handle("GET", "/containers/{id...}/logs", s.containerLogs)
+	s.handle("GET", "/containers/{id...}/stats", s.containerStats)
+	s.handle("POST", "/containers/{id...}/attach", s.containerAttach)
+	s.handle("GET", "/containers/{id...}/attach/ws", s.containerAttachWS)
+	s.handle("POST", "/containers/{id...}/wait", s.containerWait)
+	s.handle("POST", "/containers/{id...}/update", s.containerUpdate)
+	s.handle("DELETE", "/containers/{id...}", s.containerRemove)
+	s.handle("POST", "/containers/{id...}/start", func(c *call) error {
 		if err := e.Start(c.Context(), c.vars["id"]); err != nil {
 			return err
 		}
 		return c.done(http.StatusNoContent)
 	})
-	s.handle("POST", "/containers/{id}/stop", stopping(e.Stop))
-	s.handle("POST", "/containers/{id}/restart", stopping(e.Restart))
-	s.handle("POST", "/containers/{id}/kill", func(c *call) error {
+	s.handle("POST", "/containers/{id...}/stop", stopping(e.Stop))
+	s.handle("POST", "/containers/{id...}/restart", stopping(e.Restart))
+	s.handle("POST", "/containers/{id...}/kill", func(c *call) error {
 		if err := e.Kill(c.Context(), c.vars["id"], c.query("signal")); err != nil {
 			return err
 		}
 		return c.done(http.StatusNoContent)
 	})
-	s.handle("POST", "/containers/{id}/rename", func(c *call) error {
+	s.handle("POST", "/containers/{id...}/rename", func(c *call) error {
 		if err := e.Rename(c.Context(), c.vars["id"], c.query("name")); err != nil {
 			return err
 		}
 		return c.done(http.StatusNoContent)
 	})
 	for name, f := range map[string]func(context.Context, string) error{"pause": e.Pause, "unpause": e.Unpause} {
-		s.handle("POST", "/containers/{id}/"+name, func(c *call) error {
+		s.handle("POST", "/containers/{id...}/"+name, func(c *call) error {
 			if err := f(c.Context(), c.vars["id"]); err != nil {
 				return err
 			}
 			return c.done(http.StatusNoContent)
 		})
 	}
-	s.handle("POST", "/containers/{id}/resize", func(c *call) error {
+	s.handle("POST", "/containers/{id...}/resize", func(c *call) error {
 		h, w, err := c.size()
 		if err != nil {
 			return err
@@ -299,7 +299,10 @@ func (s *Server) containerUpdate(c *call) error {
 
 func (s *Server) containerRemove(c *call) error {
 	if c.flag("link") {
-		return invalid("links between containers are not supported: there is none to remove")
+		if err := s.cfg.Engine.RemoveLink(c.Context(), c.vars["id"]); err != nil {
+			return err
+		}
+		return c.done(http.StatusNoContent)
 	}
 	err := s.cfg.Engine.Remove(c.Context(), c.vars["id"], engine.RemoveOptions{Force: c.flag("force"), Volumes: c.flag("v")})
 	if err != nil {

@@ -10,17 +10,17 @@ import (
 )
 
 func (s *Server) files() {
-	s.handle("GET", "/containers/{id}/archive", s.archiveGet)
-	s.handle("HEAD", "/containers/{id}/archive", s.archiveHead)
-	s.handle("PUT", "/containers/{id}/archive", s.archivePut)
-	s.handle("GET", "/containers/{id}/changes", func(c *call) error {
+	s.handle("GET", "/containers/{id...}/archive", s.archiveGet)
+	s.handle("HEAD", "/containers/{id...}/archive", s.archiveHead)
+	s.handle("PUT", "/containers/{id...}/archive", s.archivePut)
+	s.handle("GET", "/containers/{id...}/changes", func(c *call) error {
 		list, err := s.cfg.Engine.Changes(c.Context(), c.vars["id"])
 		if err != nil {
 			return err
 		}
 		return c.reply(http.StatusOK, list)
 	})
-	s.handle("GET", "/containers/{id}/export", func(c *call) error {
+	s.handle("GET", "/containers/{id...}/export", func(c *call) error {
 		return s.tarStream(c, "application/octet-stream", func(begin func() io.Writer) error {
 			return s.cfg.Engine.Export(c.Context(), c.vars["id"], begin)
 		})

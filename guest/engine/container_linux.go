@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -33,6 +34,8 @@ type Container struct {
 
 	// op serialises what changes the container's processes; it goes before mu.
 	op sync.Mutex
+
+	links atomic.Pointer[[]record.Link] // the record's, for those who may not wait for mu
 
 	mu       sync.Mutex // guards what follows
 	rec      *record.Record
@@ -64,6 +67,7 @@ func newContainer(e *Engine, rec *record.Record) *Container {
 	dir := e.store.Dir(rec.ID)
 	c := &Container{e: e, id: rec.ID, dir: dir, rec: rec, streams: stdio.NewSet(),
 		exited: make(chan struct{}), removed: make(chan struct{}), execs: map[string]*Exec{}}
+	c.setLinks(rec.Links)
 	if driver := rec.HostConfig.LogConfig.Type; driver != "none" {
 		opts, err := logfile.ParseOptions(driver, rec.HostConfig.LogConfig.Config)
 		if err != nil {

@@ -84,6 +84,13 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 		}
 	}
 	rec.Endpoints = wantedNetworks(o)
+	if len(rec.HostConfig.Links) > 0 && rec.HostConfig.NetworkMode.IsBridge() {
+		warnings = append(warnings, "Links on the default bridge network are deprecated and will be removed in a future release. "+
+			"Use a custom network instead.")
+	}
+	if err := e.resolveLinks(ctx, rec); err != nil {
+		return "", nil, err
+	}
 	return id, warnings, e.create(ctx, rec, o)
 }
 

@@ -177,6 +177,9 @@ func (e *Engine) find(ctx context.Context, name string) (*Container, error) {
 	if c := e.byName[trimmed]; c != nil && e.byID[c.id] == c {
 		return c, nil
 	}
+	if c := e.linkAlias(trimmed); c != nil {
+		return c, nil
+	}
 	var found *Container
 	for id, c := range e.byID {
 		if trimmed != "" && strings.HasPrefix(id, trimmed) {

@@ -37,6 +37,9 @@ func (b *building) network(ctx context.Context) error {
 		b.netns = path
 	}
 	b.onUndo(func(ctx context.Context) { e.releaseNetwork(ctx, c) })
+	if err := e.checkLinks(c); err != nil {
+		return err
+	}
 	for _, name := range sortedNetworks(c.rec) {
 		if _, err := e.opts.Networks.Attach(ctx, e.attachRequest(c.rec, name, b.netns)); err != nil {
 			return err
@@ -46,6 +49,7 @@ func (b *building) network(ctx context.Context) error {
 	if err := b.publishPorts(ctx); err != nil {
 		return err
 	}
+	e.updateLinks(c)
 	return e.writeNetFiles(c)
 }
 
@@ -128,6 +132,7 @@ func (e *Engine) writeNetFiles(c *Container) error {
 	if err != nil {
 		return err
 	}
+	extra = append(extra, e.linkHosts(c)...)
 	dns := network.DNSConfig{Servers: rec.HostConfig.DNS, Search: rec.HostConfig.DNSSearch, Options: rec.HostConfig.DNSOptions}
 	for name, data := range map[string][]byte{
 		"hosts":       network.Hosts(rec.Config.Hostname, rec.Config.Domainname, eps, extra),

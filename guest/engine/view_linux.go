@@ -36,6 +36,7 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (*apiconta
 	endpoints := maps.Clone(rec.Endpoints)
 	c.mu.Unlock()
 
+	host.Links = append(slices.Clone(host.Links), e.linkSpecs(c)...)
 	args := slices.Concat(config.Entrypoint, config.Cmd)
 	r := &apicontainer.InspectResponse{
 		ID: c.id, Created: rec.Created.Format(time.RFC3339Nano), State: apiState(st),
@@ -151,6 +152,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]apicontainer.Summar
 	if err != nil {
 		return nil, err
 	}
+	links := e.linkNames()
 	out := []apicontainer.Summary{}
 	for _, c := range all {
 		if o.Limit > 0 && len(out) == o.Limit {
@@ -160,6 +162,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]apicontainer.Summar
 			continue
 		}
 		s := e.summary(c)
+		s.Names = append(s.Names, links[c.id]...)
 		if o.Size {
 			if usage, err := e.opts.Images.Usage(ctx, c.id); err == nil {
 				s.SizeRw, s.SizeRootFs = usage.RW, usage.RootFS

@@ -52,6 +52,7 @@ type World struct {
 	host    map[string]bool   // what the host listens on
 	binds   map[string]string // what was bound last, by destination
 	nextPID int
+	lastIP  byte // each attachment gets the next address
 	boot    int
 }
 
@@ -543,7 +544,9 @@ func (n networks) Attach(_ context.Context, req network.AttachRequest) (network.
 	}
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
-	ep := network.Endpoint{ID: "ep", NetworkName: req.Network, ContainerID: req.ContainerID}
+	n.w.lastIP++
+	ep := network.Endpoint{ID: "ep", NetworkName: req.Network, ContainerID: req.ContainerID,
+		IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 17, 0, n.w.lastIP}), 16)}
 	n.w.nets[req.ContainerID] = append(n.w.nets[req.ContainerID], ep)
 	return ep, nil
 }

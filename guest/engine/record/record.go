@@ -40,8 +40,15 @@ type Record struct {
 	// Endpoints are the networks wanted, by name, with what the user asked for.
 	Endpoints map[string]*network.EndpointSettings `json:"endpoints,omitempty"`
 	Mounts    []Mount                              `json:"mounts,omitempty"`
+	Links     []Link                               `json:"links,omitempty"`
 
 	State State `json:"state"`
+}
+
+// Link is a name that only this container uses for another, by the default bridge.
+type Link struct {
+	ID    string `json:"id"`
+	Alias string `json:"alias"`
 }
 
 // Mount is one mount that the user asked for, resolved.
