@@ -68,6 +68,9 @@ func (c *call) read(v any, optional bool) error {
 	case errors.As(err, &large):
 		return invalid("request body too large: at most %d bytes are taken", maxBody)
 	case err != nil:
+		// The rest is taken first: a client that still writes would not read the
+		// answer before the connection is closed.
+		_, _ = io.Copy(io.Discard, body)
 		return invalid("invalid JSON: %v", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {

@@ -79,29 +79,12 @@ func newContainer(e *Engine, rec *record.Record) *Container {
 	return c
 }
 
-// logAttrs are the labels and variables that --log-opt labels and env name.
+// logAttrs are what the log's options add to its entries. The options were checked
+// when the container was made.
 func logAttrs(rec *record.Record) map[string]string {
-	opts := rec.HostConfig.LogConfig.Config
-	attrs := map[string]string{}
-	if opts["labels"] != "" {
-		for _, name := range strings.Split(opts["labels"], ",") {
-			if v, ok := rec.Config.Labels[name]; ok {
-				attrs[name] = v
-			}
-		}
-	}
-	if opts["env"] != "" {
-		for _, name := range strings.Split(opts["env"], ",") {
-			for _, v := range rec.Config.Env {
-				if value, ok := strings.CutPrefix(v, name+"="); ok {
-					attrs[name] = value
-				}
-			}
-		}
-	}
-	if len(attrs) == 0 {
-		return nil
-	}
+	o := logfile.Origin{FullID: rec.ID, Name: rec.Name, ImageFullID: rec.ImageID, ImageName: rec.Config.Image, DaemonName: "berth",
+		Command: strings.Join(slices.Concat(rec.Config.Entrypoint, rec.Config.Cmd), " "), Env: rec.Config.Env, Labels: rec.Config.Labels}
+	attrs, _ := logfile.Attributes(rec.HostConfig.LogConfig.Config, o)
 	return attrs
 }
 

@@ -60,6 +60,10 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 	if o.Config.Image == "" {
 		return "", nil, invalid("no image specified: name one")
 	}
+	host := settings.Host{CPUs: ncpu(), Init: e.opts.InitPath != ""}
+	if warnings, err = settings.Check(o.Config, o.HostConfig, host); err != nil {
+		return "", nil, err
+	}
 	img, err := e.opts.Images.GetPlatform(ctx, o.Config.Image, o.Platform)
 	if err != nil {
 		return "", nil, err
@@ -68,8 +72,7 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 	if err := settings.Defaults(o.HostConfig); err != nil {
 		return "", nil, err
 	}
-	host := settings.Host{CPUs: ncpu(), Init: e.opts.InitPath != ""}
-	if warnings, err = settings.Check(o.Config, o.HostConfig, host); err != nil {
+	if err := settings.CheckCommand(o.Config); err != nil {
 		return "", nil, err
 	}
 	rec := &record.Record{ID: id, Created: time.Now().UTC(), ImageID: img.ID.String(), Platform: o.Platform,

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	apinet "github.com/moby/moby/api/types/network"
 
 	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/engine/settings"
 	"github.com/berthvm/berth/guest/network"
 )
 
@@ -164,27 +164,20 @@ func (e *Engine) copyNetFiles(ctx context.Context, c *Container, from string) er
 	return nil
 }
 
-// extraHosts reads --add-host: name:address, or name=address.
+// extraHosts are the lines that --add-host asks for.
 func (e *Engine) extraHosts(specs []string) ([]network.HostEntry, error) {
 	var out []network.HostEntry
 	for _, spec := range specs {
-		name, addr, ok := strings.Cut(spec, ":")
-		if n, a, eq := strings.Cut(spec, "="); eq && !strings.Contains(n, ":") {
-			name, addr, ok = n, a, true
+		name, addr, err := settings.ExtraHost(spec)
+		if err != nil {
+			return nil, err
 		}
-		if !ok {
-			return nil, invalid("bad format for add-host: %q", spec)
-		}
-		ip := e.opts.HostAlias
-		if addr != "host-gateway" {
-			var err error
-			if ip, err = netip.ParseAddr(strings.Trim(addr, "[]")); err != nil {
-				return nil, invalid("invalid IP address in add-host: %q", addr)
+		if !addr.IsValid() {
+			if addr = e.opts.HostAlias; !addr.IsValid() {
+				return nil, invalid("unable to derive the IP value for host-gateway")
 			}
-		} else if !ip.IsValid() {
-			return nil, invalid("unable to derive the IP value for host-gateway")
 		}
-		out = append(out, network.HostEntry{Addr: ip, Names: []string{name}})
+		out = append(out, network.HostEntry{Addr: addr, Names: []string{name}})
 	}
 	return out, nil
 }

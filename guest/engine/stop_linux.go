@@ -15,7 +15,6 @@ import (
 
 	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/engine/record"
-	"github.com/berthvm/berth/guest/engine/runspec"
 )
 
 // killWait bounds how long an exit is waited for after SIGKILL.
@@ -452,84 +451,6 @@ func (e *Engine) Rename(ctx context.Context, name, newName string) error {
 	c.save(true)
 	c.event(events.ActionRename, "oldName", "/"+old)
 	return nil
-}
-
-// Update changes a container's limits and restart policy; zero values keep what
-// there is. It returns warnings.
-func (e *Engine) Update(ctx context.Context, name string, u apicontainer.UpdateConfig) ([]string, error) {
-	c, err := e.find(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	c.op.Lock()
-	defer c.op.Unlock()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s := c.rec.State.Status; s == record.Removing || s == record.Dead {
-		return nil, conflict("container is marked for removal and cannot be %q", "update")
-	}
-	if u.RestartPolicy.Name != "" {
-		if err := apicontainer.ValidateRestartPolicy(u.RestartPolicy); err != nil {
-			return nil, invalid("%v", err)
-		}
-		if c.rec.HostConfig.AutoRemove && !u.RestartPolicy.IsNone() {
-			return nil, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
-		}
-	}
-	merged := mergeResources(c.rec.HostConfig.Resources, u.Resources)
-	if err := runspec.CheckResources(&merged, ncpu()); err != nil {
-		return nil, err
-	}
-	if c.run != nil {
-		limits, err := runspec.Resources(&merged)
-		if err != nil {
-			return nil, err
-		}
-		if err := c.run.task.Update(limits); err != nil {
-			return nil, fmt.Errorf("cannot update container %s: %w", name, err)
-		}
-	}
-	c.rec.HostConfig.Resources = merged
-	if u.RestartPolicy.Name != "" {
-		c.rec.HostConfig.RestartPolicy = u.RestartPolicy
-	}
-	c.save(true)
-	c.event(events.ActionUpdate)
-	return nil, nil
-}
-
-// mergeResources returns r with what u sets.
-func mergeResources(r, u apicontainer.Resources) apicontainer.Resources {
-	for _, f := range []struct{ to, from *int64 }{
-		{&r.CPUShares, &u.CPUShares}, {&r.Memory, &u.Memory}, {&r.NanoCPUs, &u.NanoCPUs},
-		{&r.CPUPeriod, &u.CPUPeriod}, {&r.CPUQuota, &u.CPUQuota},
-		{&r.MemoryReservation, &u.MemoryReservation}, {&r.MemorySwap, &u.MemorySwap},
-	} {
-		if *f.from != 0 {
-			*f.to = *f.from
-		}
-	}
-	if u.NanoCPUs != 0 {
-		r.CPUPeriod, r.CPUQuota = 0, 0
-	} else if u.CPUQuota != 0 || u.CPUPeriod != 0 {
-		r.NanoCPUs = 0
-	}
-	if u.Memory != 0 && u.MemorySwap == 0 && r.MemorySwap > 0 && r.MemorySwap < r.Memory {
-		r.MemorySwap = 2 * r.Memory
-	}
-	if u.CpusetCpus != "" {
-		r.CpusetCpus = u.CpusetCpus
-	}
-	if u.CpusetMems != "" {
-		r.CpusetMems = u.CpusetMems
-	}
-	if u.BlkioWeight != 0 {
-		r.BlkioWeight = u.BlkioWeight
-	}
-	if u.PidsLimit != nil {
-		r.PidsLimit = u.PidsLimit
-	}
-	return r
 }
 
 // WaitResult is how a container ended.

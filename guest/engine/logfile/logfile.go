@@ -15,60 +15,11 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/containerd/errdefs"
-	"github.com/docker/go-units"
 )
 
 // MaxLine is the largest piece of a line that becomes one entry, in bytes.
 // Longer lines are several entries, of which only the last ends in a newline.
 const MaxLine = 16 << 10
-
-// Options configure a Log.
-type Options struct {
-	MaxSize  int64 // bytes; 0: the file is never set aside
-	MaxFiles int   // at least 1, the one being written included
-	Attrs    map[string]string
-}
-
-// ParseOptions reads the options of docker's json-file and local drivers.
-// Errors are errdefs.ErrInvalidArgument.
-func ParseOptions(driver string, config map[string]string) (Options, error) {
-	o := Options{MaxFiles: 1}
-	if driver == "local" {
-		o = Options{MaxFiles: 5, MaxSize: 20 << 20}
-	}
-	bad := func(format string, args ...any) (Options, error) {
-		return Options{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
-	}
-	for key, value := range config {
-		switch key {
-		case "max-size":
-			n, err := units.FromHumanSize(value)
-			if err != nil || n <= 0 && value != "-1" {
-				return bad("invalid value for max-size: %q", value)
-			}
-			o.MaxSize = max(n, 0)
-		case "max-file":
-			n, err := strconv.Atoi(value)
-			if err != nil || n < 1 {
-				return bad("max-file cannot be less than 1")
-			}
-			o.MaxFiles = n
-		case "compress":
-			if _, err := strconv.ParseBool(value); err != nil {
-				return bad("invalid value for compress: %q", value)
-			}
-		case "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size":
-		default:
-			return bad("unknown log opt '%s' for %s log driver", key, driver)
-		}
-	}
-	if o.MaxFiles > 1 && o.MaxSize == 0 {
-		return bad("cannot set max-file without max-size")
-	}
-	return o, nil
-}
 
 // Entry is one entry of a log.
 type Entry struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,7 +152,16 @@ func TestParseOptions(t *testing.T) {
 		{map[string]string{"max-size": "10m", "max-file": "3"}, true},
 		{map[string]string{"max-size": "x"}, false},
 		{map[string]string{"max-size": "10m", "max-file": "0"}, false},
-		{map[string]string{"max-file": "3"}, false},
+		{map[string]string{"max-file": "3"}, true},
+		{map[string]string{"max-size": "0"}, false},
+		{map[string]string{"compress": "true"}, false},
+		{map[string]string{"compress": "true", "max-size": "10m", "max-file": "3"}, true},
+		{map[string]string{"mode": "odd"}, false},
+		{map[string]string{"mode": "non-blocking", "max-buffer-size": "4m"}, true},
+		{map[string]string{"max-buffer-size": "4m"}, false},
+		{map[string]string{"labels-regex": "("}, false},
+		{map[string]string{"tag": "{{.Name}}/{{.ID}}"}, true},
+		{map[string]string{"tag": "{{.Nothing}}"}, false},
 		{map[string]string{"compress": "maybe"}, false},
 		{map[string]string{"nope": "1"}, false},
 	} {
@@ -159,6 +169,28 @@ func TestParseOptions(t *testing.T) {
 			t.Errorf("%v: %v", c.config, err)
 		}
 	}
+}
+
+func TestAttributes(t *testing.T) {
+	got, err := Attributes(map[string]string{"labels": "a,none", "labels-regex": "^b", "env": "X", "env-regex": "^Y.$", "tag": "{{.Name}}/{{.ID}}"},
+		Origin{FullID: strings.Repeat("0123456789abcdef", 4), Name: "web", Labels: map[string]string{"a": "1", "b2": "2", "c": "3"},
+			Env: []string{"X=4", "Y1=5", "Z=6", "N"}})
+	want := map[string]string{"a": "1", "b2": "2", "X": "4", "Y1": "5", "tag": "web/0123456789ab"}
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+}
+
+func FuzzOptions(f *testing.F) {
+	f.Add("local", "10m", "3", "true", "a,b", "^x", "{{.Name}}")
+	f.Add("json-file", "-1", "0", "x", "", "(", "{{")
+	f.Fuzz(func(t *testing.T, driver, size, files, compress, labels, expr, tag string) {
+		o, err := ParseOptions(driver, map[string]string{"max-size": size, "max-file": files, "compress": compress, "labels": labels,
+			"env-regex": expr, "tag": tag})
+		if err == nil && (o.MaxFiles < 1 || o.MaxSize < 0) {
+			t.Errorf("%+v", o)
+		}
+	})
 }
 
 func FuzzEntry(f *testing.F) {

@@ -1,6 +1,7 @@
 package runspec
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -19,23 +20,19 @@ func invalid(format string, args ...any) error {
 }
 
 // CheckResources refuses limits that make no sense, in docker's words. ncpu is
-// the number of the machine's processors.
-func CheckResources(r *container.Resources, ncpu int) error {
+// the number of the machine's processors. With update they are to go with others.
+func CheckResources(r *container.Resources, ncpu int, update bool) error {
 	switch {
-	case r.Memory < 0:
-		return invalid("Memory limit cannot be negative")
-	case r.Memory > 0 && r.Memory < minMemory:
+	case r.Memory != 0 && r.Memory < minMemory:
 		return invalid("Minimum memory limit allowed is 6MB")
-	case r.Memory == 0 && r.MemorySwap > 0:
-		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
 	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
 		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
-	case r.MemoryReservation < 0 || r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
+	case r.Memory == 0 && r.MemorySwap > 0 && !update:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
 		return invalid("Minimum memory reservation allowed is 6MB")
 	case r.Memory > 0 && r.MemoryReservation > r.Memory:
 		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
-	case r.MemorySwappiness != nil && (*r.MemorySwappiness < -1 || *r.MemorySwappiness > 100):
-		return invalid("Invalid value: %v, valid memory swappiness range is 0-100", *r.MemorySwappiness)
 	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	case r.NanoCPUs > 0 && r.CPUQuota > 0:
@@ -46,14 +43,37 @@ func CheckResources(r *container.Resources, ncpu int) error {
 		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
-	case r.CPUShares < 0:
-		return invalid("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
 	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return invalid("Range of blkio weight is from 10 to 1000")
 	}
-	for _, set := range []string{r.CpusetCpus, r.CpusetMems} {
-		if strings.Trim(set, "0123456789,-") != "" {
-			return invalid("Invalid value %s for cpuset", set)
+	if err := checkSet(r.CpusetCpus, ncpu, "cpuset cpus", "CPUs"); err != nil {
+		return err
+	}
+	return checkSet(r.CpusetMems, 1, "cpuset mems", "memory nodes") // the machine has one
+}
+
+// checkSet refuses a list of numbers and ranges that is none, or names what is not
+// among the first n.
+func checkSet(list string, n int, field, what string) error {
+	if list == "" {
+		return nil
+	}
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, ferr := strconv.ParseUint(first, 10, 16)
+		to, terr := strconv.ParseUint(last, 10, 16)
+		if err := cmp.Or(ferr, terr); err != nil || from > to {
+			return invalid("Invalid value %s for %s: invalid format: %s", list, field, part)
+		}
+		if to >= uint64(n) {
+			available := "0"
+			if n > 1 {
+				available = fmt.Sprintf("0-%d", n-1)
+			}
+			return invalid("Requested %s are not available - requested %s, available: %s", what, list, available)
 		}
 	}
 	return nil

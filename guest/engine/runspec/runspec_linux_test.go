@@ -235,7 +235,7 @@ func TestParseSecurity(t *testing.T) {
 	if err != nil || !s.NoNewPrivileges || !s.Unconfined || !s.ClearPaths {
 		t.Errorf("%+v, %v", s, err)
 	}
-	for _, bad := range []string{"x", "no-new-privileges=maybe", "systempaths=x", "apparmor=docker-default"} {
+	for _, bad := range []string{"x", "no-new-privileges=maybe", "systempaths=x", "writable-cgroups=maybe", "other=1"} {
 		if _, err := ParseSecurity([]string{bad}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", bad, err)
 		}

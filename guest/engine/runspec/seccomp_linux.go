@@ -2,6 +2,7 @@ package runspec
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -15,10 +16,11 @@ type Security struct {
 	Unconfined      bool   // no system-call filter
 	Profile         string // a filter as JSON; empty: docker's default
 	ClearPaths      bool   // systempaths=unconfined
+	WritableCgroups *bool  // nil: as privileged has it
 }
 
-// ParseSecurity reads --security-opt. Labels and AppArmor profiles are accepted
-// where they ask for nothing and refused otherwise.
+// ParseSecurity reads --security-opt. Labels and AppArmor profiles ask for nothing:
+// the machine has neither SELinux nor AppArmor, and docker ignores them then.
 func ParseSecurity(opts []string) (Security, error) {
 	var s Security
 	for _, opt := range opts {
@@ -26,31 +28,37 @@ func ParseSecurity(opts []string) (Security, error) {
 		if !ok {
 			key, value, ok = strings.Cut(opt, ":")
 		}
-		bad := errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid --security-opt: %q", opt))
+		bad := errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid --security-opt 2: %q", opt))
+		switch {
+		case !ok && (key == "no-new-privileges" || key == "writable-cgroups"):
+			value = "true"
+		case !ok && key == "disable":
+			continue
+		case !ok:
+			return s, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid --security-opt 1: %q", opt))
+		}
+		var err error
 		switch key {
 		case "no-new-privileges":
-			if ok && value != "true" && value != "false" {
-				return s, bad
-			}
-			s.NoNewPrivileges = value != "false"
+			s.NoNewPrivileges, err = strconv.ParseBool(value)
+		case "writable-cgroups":
+			var yes bool
+			yes, err = strconv.ParseBool(value)
+			s.WritableCgroups = &yes
 		case "seccomp":
-			s.Profile = value
-			s.Unconfined = value == "unconfined"
+			s.Profile, s.Unconfined = value, value == "unconfined"
 			if value == "builtin" || s.Unconfined {
 				s.Profile = ""
 			}
 		case "systempaths":
-			if value != "unconfined" {
+			if s.ClearPaths = value == "unconfined"; !s.ClearPaths {
 				return s, bad
 			}
-			s.ClearPaths = true
-		case "apparmor":
-			if value != "unconfined" && value != "" {
-				return s, errdefs.ErrInvalidArgument.WithMessage(
-					fmt.Sprintf("invalid --security-opt %q: AppArmor is not enabled in the machine", opt))
-			}
-		case "label": // no SELinux in the machine: there is nothing to label
+		case "apparmor", "label":
 		default:
+			return s, bad
+		}
+		if err != nil {
 			return s, bad
 		}
 	}

@@ -74,7 +74,7 @@ func Build(in Input) (*specs.Spec, error) {
 	}
 	p.Args = args
 	spec.Process = p
-	spec.Mounts = mounts(in)
+	spec.Mounts = mounts(in, security)
 	if err := setResources(spec, hc); err != nil {
 		return nil, err
 	}
@@ -202,16 +202,21 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	return ns
 }
 
-func mounts(in Input) []specs.Mount {
+func mounts(in Input, security Security) []specs.Mount {
 	hc := in.HostConfig
 	shm := specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
 		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(hc.ShmSize, 10)}}
 	if in.Shm != "" {
 		shm = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: in.Shm, Options: []string{"bind", "rprivate"}}
 	}
-	access := "ro"
+	access, cgroups := "ro", "ro"
 	if hc.Privileged {
-		access = "rw"
+		access, cgroups = "rw", "rw"
+	}
+	if w := security.WritableCgroups; w != nil {
+		if cgroups = "ro"; *w {
+			cgroups = "rw"
+		}
 	}
 	defaults := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -219,16 +224,20 @@ func mounts(in Input) []specs.Mount {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
 			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", access}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", cgroups}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		shm,
 	}
 	if hc.IpcMode.IsNone() {
 		defaults = defaults[:len(defaults)-1]
 	}
+	given := func(dest string) bool {
+		return slices.ContainsFunc(in.Mounts, func(m specs.Mount) bool { return m.Destination == dest })
+	}
 	var out []specs.Mount
 	for _, d := range defaults {
-		if !slices.ContainsFunc(in.Mounts, func(m specs.Mount) bool { return m.Destination == d.Destination }) {
+		// A /dev of the user's brings all that is below.
+		if !given(d.Destination) && !(strings.HasPrefix(d.Destination, "/dev/") && given("/dev")) {
 			out = append(out, d)
 		}
 	}
@@ -249,6 +258,9 @@ func setResources(spec *specs.Spec, hc *container.HostConfig) error {
 			return fmt.Errorf("list the machine's devices: %w", err)
 		}
 		spec.Linux.Devices = devs
+	}
+	for _, r := range hc.DeviceRequests {
+		return invalid("could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities)
 	}
 	for _, m := range hc.Devices {
 		devs, rules, err := devices(m)

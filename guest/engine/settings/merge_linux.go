@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -64,6 +65,12 @@ func Merge(c *apicontainer.Config, from *dockerspec.DockerOCIImageConfig) {
 		c.StopSignal = from.StopSignal
 	}
 	mergeHealth(c, from.Healthcheck)
+	if c.Volumes == nil {
+		c.Volumes = map[string]struct{}{}
+	}
+	if c.WorkingDir != "" {
+		c.WorkingDir = path.Clean(c.WorkingDir)
+	}
 	if c.Labels == nil {
 		c.Labels = map[string]string{}
 	}
@@ -114,9 +121,12 @@ func Defaults(h *apicontainer.HostConfig) error {
 	}
 	if h.CgroupnsMode.IsEmpty() {
 		h.CgroupnsMode = apicontainer.CgroupnsModePrivate
-		if h.Privileged {
-			h.CgroupnsMode = apicontainer.CgroupnsModeHost
-		}
+	}
+	if h.OomKillDisable == nil {
+		h.OomKillDisable = new(bool)
+	}
+	if h.PortBindings == nil {
+		h.PortBindings = apinet.PortMap{}
 	}
 	if h.RestartPolicy.Name == "" {
 		h.RestartPolicy.Name = apicontainer.RestartPolicyDisabled

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"encoding/json"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -86,66 +87,145 @@ func TestHealthCommand(t *testing.T) {
 	}
 }
 
-// good is a configuration that passes.
-func good() (*apicontainer.Config, *apicontainer.HostConfig) {
-	c, h := &apicontainer.Config{Cmd: []string{"x"}}, &apicontainer.HostConfig{}
-	if err := Defaults(h); err != nil {
-		panic(err)
-	}
-	return c, h
-}
-
+// TestCheckRefuses: the errors are docker's, word by word.
 func TestCheckRefuses(t *testing.T) {
-	yes, many := true, int64(150)
-	for what, spoil := range map[string]func(*apicontainer.Config, *apicontainer.HostConfig){
-		"no command":        func(c *apicontainer.Config, _ *apicontainer.HostConfig) { c.Cmd = nil },
-		"working directory": func(c *apicontainer.Config, _ *apicontainer.HostConfig) { c.WorkingDir = "x" },
-		"stop signal":       func(c *apicontainer.Config, _ *apicontainer.HostConfig) { c.StopSignal = "SIGNOPE" },
-		"variable":          func(c *apicontainer.Config, _ *apicontainer.HostConfig) { c.Env = []string{""} },
-		"health type": func(c *apicontainer.Config, _ *apicontainer.HostConfig) {
-			c.Healthcheck = &apicontainer.HealthConfig{Test: []string{"X"}}
+	type config = apicontainer.Config
+	type hostConfig = apicontainer.HostConfig
+	yes := true
+	port := apinet.PortMap{apinet.MustParsePort("1/tcp"): {{}}}
+	for want, spoil := range map[string]func(*config, *hostConfig){
+		"the working directory 'x' is invalid, it needs to be an absolute path": func(c *config, _ *hostConfig) { c.WorkingDir = "x" },
+		"hostname \"" + strings.Repeat("h", 65) + "\" is too long (maximum 64 bytes)": func(c *config, _ *hostConfig) {
+			c.Hostname = strings.Repeat("h", 65)
 		},
-		"health interval": func(c *apicontainer.Config, _ *apicontainer.HostConfig) {
+		"invalid signal: SIGNOPE":          func(c *config, _ *hostConfig) { c.StopSignal = "SIGNOPE" },
+		"invalid environment variable: =x": func(c *config, _ *hostConfig) { c.Env = []string{"=x"} },
+		"Interval in Healthcheck cannot be less than 1ms": func(c *config, _ *hostConfig) {
 			c.Healthcheck = &apicontainer.HealthConfig{Interval: 1}
 		},
-		"restart policy": func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.RestartPolicy.Name = "often" },
-		"retries of always": func(_ *apicontainer.Config, h *apicontainer.HostConfig) {
+		"Retries in Healthcheck cannot be negative": func(c *config, _ *hostConfig) {
+			c.Healthcheck = &apicontainer.HealthConfig{Retries: -1}
+		},
+		"invalid restart policy: unknown policy 'often'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'": func(_ *config, h *hostConfig) {
+			h.RestartPolicy.Name = "often"
+		},
+		"invalid restart policy: maximum retry count can only be used with 'on-failure'": func(_ *config, h *hostConfig) {
 			h.RestartPolicy = apicontainer.RestartPolicy{Name: "always", MaximumRetryCount: 1}
 		},
-		"shared memory":      func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.ShmSize = -1 },
-		"ipc mode":           func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.IpcMode = "x" },
-		"pid mode":           func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.PidMode = "container:" },
-		"runtime":            func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.Runtime = "kata" },
-		"init":               func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.Init = &yes },
-		"capability":         func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.CapDrop = []string{"x"} },
-		"log option":         func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.LogConfig.Config["x"] = "y" },
-		"cpus":               func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.NanoCPUs = 3e9 },
-		"swap without limit": func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.MemorySwap = 1 << 30 },
-		"swappiness":         func(_ *apicontainer.Config, h *apicontainer.HostConfig) { h.MemorySwappiness = &many },
-		"sctp": func(_ *apicontainer.Config, h *apicontainer.HostConfig) {
-			h.PortBindings = apinet.PortMap{apinet.MustParsePort("1/sctp"): nil}
+		"can't create 'AutoRemove' container with restart policy": func(_ *config, h *hostConfig) {
+			h.AutoRemove, h.RestartPolicy.Name = true, "always"
 		},
-		"host port": func(_ *apicontainer.Config, h *apicontainer.HostConfig) {
+		"SHM size can not be less than 0":                                         func(_ *config, h *hostConfig) { h.ShmSize = -1 },
+		"invalid IPC mode: x":                                                     func(_ *config, h *hostConfig) { h.IpcMode = "x" },
+		"invalid PID mode: container:":                                            func(_ *config, h *hostConfig) { h.PidMode = "container:" },
+		"invalid UTS mode: x":                                                     func(_ *config, h *hostConfig) { h.UTSMode = "x" },
+		"invalid cgroup namespace mode: x":                                        func(_ *config, h *hostConfig) { h.CgroupnsMode = "x" },
+		"Invalid value 1001, range for oom score adj is [-1000, 1000]":            func(_ *config, h *hostConfig) { h.OomScoreAdj = 1001 },
+		"unknown or invalid runtime name: kata":                                   func(_ *config, h *hostConfig) { h.Runtime = "kata" },
+		"--init is not available: the engine was started without an init program": func(_ *config, h *hostConfig) { h.Init = &yes },
+		"unknown log opt 'x' for json-file log driver": func(_ *config, h *hostConfig) {
+			h.LogConfig.Config = map[string]string{"x": "y"}
+		},
+		"logger: no log driver named 'syslog' is registered":                            func(_ *config, h *hostConfig) { h.LogConfig.Type = "syslog" },
+		"range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available":        func(_ *config, h *hostConfig) { h.NanoCPUs = 3e9 },
+		"Minimum memory limit allowed is 6MB":                                           func(_ *config, h *hostConfig) { h.Memory = 1 << 20 },
+		"You should always set the Memory limit when using Memoryswap limit, see usage": func(_ *config, h *hostConfig) { h.MemorySwap = 1 << 30 },
+		"Invalid value 1-0 for cpuset cpus: invalid format: 1-0":                        func(_ *config, h *hostConfig) { h.CpusetCpus = "1-0" },
+		"Requested CPUs are not available - requested 0,9, available: 0-1":              func(_ *config, h *hostConfig) { h.CpusetCpus = "0,9" },
+		"Requested memory nodes are not available - requested 1, available: 0":          func(_ *config, h *hostConfig) { h.CpusetMems = "1" },
+		"kernel does not support CPU real-time scheduler":                               func(_ *config, h *hostConfig) { h.CPURealtimePeriod = 1 },
+		"invalid isolation (hyperv): linux only supports 'default'":                     func(_ *config, h *hostConfig) { h.Isolation = "hyperv" },
+		"invalid Annotations: the empty string is not permitted as an annotation key": func(_ *config, h *hostConfig) {
+			h.Annotations = map[string]string{"": "x"}
+		},
+		`bad format for add-host: "x"`:           func(_ *config, h *hostConfig) { h.ExtraHosts = []string{"x"} },
+		`invalid IP address in add-host: "y"`:    func(_ *config, h *hostConfig) { h.ExtraHosts = []string{"x:y"} },
+		`invalid --security-opt 2: "seccompx=y"`: func(_ *config, h *hostConfig) { h.SecurityOpt = []string{"seccompx=y"} },
+		`invalid port specification: "99999"`: func(_ *config, h *hostConfig) {
 			h.PortBindings = apinet.PortMap{apinet.MustParsePort("1/tcp"): {{HostPort: "99999"}}}
 		},
-		"ports of another": func(_ *apicontainer.Config, h *apicontainer.HostConfig) {
-			h.NetworkMode, h.PortBindings = "container:x", apinet.PortMap{apinet.MustParsePort("1/tcp"): nil}
+		"cannot publish 1/sctp: only tcp and udp are forwarded from the host": func(_ *config, h *hostConfig) {
+			h.PortBindings = apinet.PortMap{apinet.MustParsePort("1/sctp"): nil}
+		},
+		"conflicting options: port publishing and the container type network mode": func(_ *config, h *hostConfig) {
+			h.NetworkMode, h.PortBindings = "container:x", port
+		},
+		"conflicting options: hostname and the network mode": func(c *config, h *hostConfig) {
+			h.NetworkMode, c.Hostname = "container:x", "y"
+		},
+		"conflicting options: custom host-to-IP mapping and the network mode": func(_ *config, h *hostConfig) {
+			h.NetworkMode, h.ExtraHosts = "container:x", []string{"a:1.1.1.1"}
+		},
+		"conflicting options: port exposing and the container type network mode": func(c *config, h *hostConfig) {
+			h.NetworkMode, c.ExposedPorts = "container:x", apinet.PortSet{apinet.MustParsePort("1/tcp"): {}}
+		},
+		"invalid network mode: invalid container format container:<name|id>": func(_ *config, h *hostConfig) { h.NetworkMode = "container:" },
+		"conflicting options: hostname and the UTS mode": func(c *config, h *hostConfig) {
+			h.UTSMode, c.Hostname = "host", "y"
 		},
 	} {
-		c, h := good()
+		c, h := &config{}, &hostConfig{}
 		spoil(c, h)
-		if _, err := Check(c, h, Host{CPUs: 2}); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v", what, err)
+		if _, err := Check(c, h, Host{CPUs: 2}); !errdefs.IsInvalidArgument(err) || !strings.EqualFold(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	c, h := good()
-	if w, err := Check(c, h, Host{CPUs: 2}); err != nil || len(w) > 0 {
-		t.Errorf("the defaults: %v, %q", err, w)
+	if err := CheckCommand(&config{}); !errdefs.IsInvalidArgument(err) || err.Error() != "no command specified" {
+		t.Errorf("no command: %v", err)
 	}
-	h.OomKillDisable = &yes
-	if w, err := Check(c, h, Host{CPUs: 2}); err != nil || len(w) != 1 || h.OomKillDisable != nil {
-		t.Errorf("what cannot be heeded: %v, %q", err, w)
+	if _, err := Check(&config{}, &hostConfig{CapAdd: []string{"NOPE"}}, Host{CPUs: 2}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a capability: %v", err)
 	}
+}
+
+// TestCheckDiscards: what the kernel has no more is left out, with a warning.
+func TestCheckDiscards(t *testing.T) {
+	yes, no, some, keep := true, false, int64(50), int64(-1)
+	for warns, h := range map[string]*apicontainer.HostConfig{
+		"": {Resources: apicontainer.Resources{OomKillDisable: &no, MemorySwappiness: &keep}},
+		"Your kernel does not support OomKillDisable. OomKillDisable discarded.": {Resources: apicontainer.Resources{OomKillDisable: &yes}},
+		"Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.": {
+			Resources: apicontainer.Resources{MemorySwappiness: &some}},
+		"linux does not support CPU percent. Percent discarded.": {Resources: apicontainer.Resources{CPUPercent: 5}},
+		"Published ports are discarded when using host network mode": {NetworkMode: "host",
+			PortBindings: apinet.PortMap{apinet.MustParsePort("1/tcp"): {{}}}},
+	} {
+		w, err := Check(&apicontainer.Config{}, h, Host{CPUs: 2})
+		if err != nil || strings.Join(w, "; ") != warns {
+			t.Errorf("%v, %q; want %q", err, w, warns)
+		}
+		if err := Defaults(h); err != nil || h.OomKillDisable == nil || *h.OomKillDisable || h.MemorySwappiness != nil || h.CPUPercent != 0 {
+			t.Errorf("left: %+v, %v", h.Resources, err)
+		}
+	}
+}
+
+// FuzzCreate: no body of a create request does harm.
+func FuzzCreate(f *testing.F) {
+	f.Add([]byte(`{"Image":"x","Cmd":["a"],"Env":["A=b"],"StopSignal":"TERM","Healthcheck":{"Test":["CMD","x"],"Interval":1000000},
+"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"1-2"}]},"Ulimits":[{"Name":"nofile","Soft":1,"Hard":2}],"CpusetCpus":"0-1",
+"LogConfig":{"Type":"local","Config":{"tag":"{{.ID}}"}},"ExtraHosts":["a:1.1.1.1"],"SecurityOpt":["seccomp={}"],"DeviceCgroupRules":["c 1:* rwm"]}}`))
+	f.Add([]byte(`{"Image":"x","HostConfig":{"NetworkMode":"container:y","PidMode":"host","IpcMode":"container:","CapAdd":["ALL"],"Memory":-1}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var req apicontainer.CreateRequest
+		if json.Unmarshal(body, &req) != nil || req.Config == nil || req.HostConfig == nil {
+			return
+		}
+		if _, err := Check(req.Config, req.HostConfig, Host{CPUs: 2}); err != nil {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%v is not the client's fault", err)
+			}
+			return
+		}
+		Merge(req.Config, imageConfig())
+		if err := Defaults(req.HostConfig); err != nil {
+			t.Errorf("checked, and yet: %v", err)
+		}
+		if _, err := Ports(req.Config, req.HostConfig); err != nil {
+			t.Errorf("checked, and yet: %v", err)
+		}
+		HealthCommand(req.Config)
+	})
 }
 
 func TestPorts(t *testing.T) {
