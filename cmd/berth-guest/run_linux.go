@@ -270,7 +270,7 @@ func (p *parts) publisher() engine.Publisher {
 type publisher struct{ *publish.Publisher }
 
 // Open implements engine.Publisher.
-func (p publisher) Open(ctx context.Context, proto, address string, target netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+func (p publisher) Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, io.Closer, error) {
 	port, err := p.Publisher.Open(ctx, proto, address, target)
 	if err != nil {
 		return netip.AddrPort{}, nil, err

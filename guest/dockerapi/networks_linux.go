@@ -2,9 +2,12 @@ package dockerapi
 
 import (
 	"net/http"
+	"strconv"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
+
+	"github.com/berthvm/berth/guest/engine/networks"
 )
 
 func (s *Server) networks() {
@@ -22,7 +25,12 @@ func (s *Server) networks() {
 		})
 	}
 	s.handle("GET", "/networks/{id}", func(c *call) error {
-		n, err := s.cfg.Networks.Inspect(c.Context(), c.vars["id"])
+		if v := c.query("verbose"); v != "" { // it shows services, which swarm has
+			if _, err := strconv.ParseBool(v); err != nil {
+				return invalid("invalid value for verbose: %s: %v", v, err)
+			}
+		}
+		n, err := s.cfg.Networks.Inspect(c.Context(), c.vars["id"], networks.InspectOptions{Scope: c.query("scope"), Status: c.version >= 52})
 		if err != nil {
 			return err
 		}
@@ -32,6 +40,9 @@ func (s *Server) networks() {
 		var req network.CreateRequest
 		if err := c.read(&req, false); err != nil {
 			return err
+		}
+		if c.version < 48 {
+			req.EnableIPv4 = nil
 		}
 		id, err := s.cfg.Networks.Create(c.Context(), req)
 		if err != nil {
@@ -60,6 +71,9 @@ func (s *Server) networks() {
 		var req network.ConnectRequest
 		if err := c.read(&req, false); err != nil {
 			return err
+		}
+		if c.version < 54 && req.EndpointConfig != nil {
+			req.EndpointConfig.MacAddress = nil
 		}
 		if err := s.cfg.Engine.Connect(c.Context(), c.vars["id"], req.Container, req.EndpointConfig); err != nil {
 			return err

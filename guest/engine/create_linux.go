@@ -86,7 +86,9 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 			rec.Config.Hostname = e.opts.Hostname
 		}
 	}
-	rec.Endpoints = wantedNetworks(o)
+	if rec.Endpoints, err = e.wantedNetworks(o); err != nil {
+		return "", nil, err
+	}
 	if len(rec.HostConfig.Links) > 0 && rec.HostConfig.NetworkMode.IsBridge() {
 		warnings = append(warnings, "Links on the default bridge network are deprecated and will be removed in a future release. "+
 			"Use a custom network instead.")
@@ -179,28 +181,4 @@ func (e *Engine) unreserve(c *Container) {
 	if e.byName[c.rec.Name] == c {
 		delete(e.byName, c.rec.Name)
 	}
-}
-
-// wantedNetworks returns the networks to attach at start, by name.
-func wantedNetworks(o CreateOptions) map[string]*apinet.EndpointSettings {
-	want := map[string]*apinet.EndpointSettings{}
-	if o.HostConfig.NetworkMode.IsContainer() {
-		return want
-	}
-	if o.Networking != nil {
-		for name, ep := range o.Networking.EndpointsConfig {
-			if name == "default" {
-				name = "bridge"
-			}
-			if ep == nil {
-				ep = &apinet.EndpointSettings{}
-			}
-			want[name] = ep
-		}
-	}
-	mode := string(o.HostConfig.NetworkMode)
-	if want[mode] == nil {
-		want[mode] = &apinet.EndpointSettings{}
-	}
-	return want
 }

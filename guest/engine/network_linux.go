@@ -40,33 +40,17 @@ func (b *building) network(ctx context.Context) error {
 	if err := e.checkLinks(c); err != nil {
 		return err
 	}
-	for _, name := range sortedNetworks(c.rec) {
+	for _, name := range e.sortedNetworks(c.rec) {
 		if _, err := e.opts.Networks.Attach(ctx, e.attachRequest(c.rec, name, b.netns)); err != nil {
 			return err
 		}
 		e.networkEvent(ctx, "connect", name, c.id)
 	}
-	if err := b.publishPorts(ctx); err != nil {
+	if err := e.publishPorts(ctx, c); err != nil {
 		return err
 	}
 	e.updateLinks(c)
 	return e.writeNetFiles(c)
-}
-
-// sortedNetworks returns the wanted networks, that of the network mode first.
-func sortedNetworks(rec *record.Record) []string {
-	var names []string
-	mode := string(rec.HostConfig.NetworkMode)
-	for name := range rec.Endpoints {
-		if name != mode {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	if _, ok := rec.Endpoints[mode]; ok {
-		names = slices.Insert(names, 0, mode)
-	}
-	return names
 }
 
 func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.AttachRequest {
@@ -76,11 +60,14 @@ func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.A
 	if len(want.MacAddress) > 0 {
 		req.MAC = want.MacAddress.String()
 	}
-	if want.IPAMConfig != nil {
-		req.IPv4, req.IPv6 = want.IPAMConfig.IPv4Address, want.IPAMConfig.IPv6Address
+	if ipam := want.IPAMConfig; ipam != nil {
+		req.IPv4, req.IPv6 = ipam.IPv4Address.Unmap(), ipam.IPv6Address
+		for _, a := range ipam.LinkLocalIPs {
+			req.LinkLocal = append(req.LinkLocal, a.Unmap())
+		}
 	}
 	links := want.Links
-	if name == string(rec.HostConfig.NetworkMode) {
+	if mode, _ := e.networkName(string(rec.HostConfig.NetworkMode), ""); name == mode {
 		links = append(slices.Clone(links), rec.HostConfig.Links...)
 	}
 	for _, link := range links {
@@ -98,8 +85,8 @@ func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.A
 
 // dnsNames are what other containers call this one.
 func dnsNames(rec *record.Record, want *apinet.EndpointSettings) []string {
-	names := []string{rec.Name, rec.ID[:12]}
-	for _, n := range append(slices.Clone(want.Aliases), rec.Config.Hostname) {
+	names := []string{rec.Name}
+	for _, n := range append(slices.Clone(want.Aliases), rec.ID[:12], rec.Config.Hostname) {
 		if n != "" && !slices.Contains(names, n) {
 			names = append(names, n)
 		}

@@ -21,9 +21,9 @@ import (
 // Publisher listens on the host for containers.
 type Publisher interface {
 	// Open listens on an address of the host's, whose port may be 0, for
-	// connections to target, and returns where it does. It listens until the
-	// Closer is closed. proto is "tcp" or "udp".
-	Open(ctx context.Context, proto, address string, target netip.AddrPort) (netip.AddrPort, io.Closer, error)
+	// connections to what target says when they come, and returns where it does. It
+	// listens until the Closer is closed. proto is "tcp" or "udp".
+	Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, io.Closer, error)
 }
 
 // published is one port of a container's that is reached on the host.
@@ -36,18 +36,20 @@ type published struct {
 
 // publishPorts publishes the container's ports, on the host and in the machine.
 // It is all or nothing.
-func (b *building) publishPorts(ctx context.Context) error {
-	c, e := b.c, b.e
+func (e *Engine) publishPorts(ctx context.Context, c *Container) error {
 	want, err := settings.Ports(c.rec.Config, c.rec.HostConfig)
 	if err != nil || len(want) == 0 {
 		return err
 	}
-	addr, ok := e.opts.Networks.Address(c.id)
-	if !ok {
+	if _, ok := e.opts.Networks.Address(c.id); !ok {
 		return nil // no network to publish from: docker ignores it too
 	}
+	binding := e.hostBinding(c.id)
 	for _, w := range want {
-		p, err := e.publishPort(ctx, w, addr)
+		if !w.HostIP.IsValid() {
+			w.HostIP = binding
+		}
+		p, err := e.publishPort(ctx, c.id, w)
 		if err != nil {
 			e.closePorts(c)
 			return fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s: %w",
@@ -60,6 +62,34 @@ func (b *building) publishPorts(ctx context.Context) error {
 	if err := e.opts.Networks.Publish(ctx, c.id, c.inMachine()); err != nil {
 		e.closePorts(c)
 		return err
+	}
+	return nil
+}
+
+// hostBinding is where ports are published when nobody says, by the option of the
+// network that they are published from.
+func (e *Engine) hostBinding(id string) netip.Addr {
+	for _, ep := range e.opts.Networks.Endpoints(id) {
+		if n, err := e.opts.Networks.Get(ep.NetworkID); err == nil && ep.Gateway4.IsValid() {
+			return n.HostBinding()
+		}
+	}
+	return netip.Addr{}
+}
+
+// republish makes what is published fit a running container's networks, which have
+// changed.
+func (e *Engine) republish(ctx context.Context, c *Container) error {
+	c.mu.Lock()
+	running, published := c.run != nil, len(c.ports) > 0
+	c.mu.Unlock()
+	_, ok := e.opts.Networks.Address(c.id)
+	switch {
+	case running && ok && !published:
+		return e.publishPorts(ctx, c)
+	case running && !ok && published:
+		e.closePorts(c)
+		return e.opts.Networks.Publish(ctx, c.id, nil)
 	}
 	return nil
 }
@@ -77,9 +107,12 @@ func (c *Container) inMachine() []network.Port {
 
 // publishPort listens for one binding, on the first port of its range that is
 // free.
-func (e *Engine) publishPort(ctx context.Context, w settings.Port, addr netip.Addr) (published, error) {
+func (e *Engine) publishPort(ctx context.Context, id string, w settings.Port) (published, error) {
 	p := published{port: w.Port, hostIP: w.HostIP}
-	target := netip.AddrPortFrom(addr, w.Port.Num())
+	target := func() netip.AddrPort { // the container's networks may change
+		addr, _ := e.opts.Networks.Address(id)
+		return netip.AddrPortFrom(addr, w.Port.Num())
+	}
 	if e.opts.Publisher == nil {
 		p.host = max(w.First, 1)
 		return p, nil
@@ -104,7 +137,7 @@ const allocated = "port is already allocated"
 
 // listen opens one listener. For all addresses it is the IPv6 one, which takes
 // IPv4 too, unless the host has no IPv6.
-func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port uint16, target netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port uint16, target func() netip.AddrPort) (netip.AddrPort, io.Closer, error) {
 	if ip.IsValid() {
 		return e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(ip, port).String(), target)
 	}
@@ -136,20 +169,16 @@ func (e *Engine) closePorts(c *Container) {
 // publishAgain publishes the ports of a container that ran on without an engine:
 // the host listens only as long as the engine lives.
 func (e *Engine) publishAgain(ctx context.Context, c *Container) {
-	addr, ok := e.opts.Networks.Address(c.id)
-	if !ok {
-		return
-	}
 	for _, was := range e.opts.Networks.Ports(c.id) {
 		port, ok := apinet.PortFrom(was.ContainerPort, apinet.IPProtocol(was.Proto))
 		if !ok {
 			continue
 		}
 		w := settings.Port{Port: port, HostIP: was.HostIP, First: was.HostPort, Last: was.HostPort}
-		p, err := e.publishPort(ctx, w, addr)
+		p, err := e.publishPort(ctx, c.id, w)
 		// The host may not have noticed yet that the former engine is gone.
 		for try := 0; try < 10 && err != nil && strings.Contains(err.Error(), allocated) && sleep(ctx, 50*time.Millisecond); try++ {
-			p, err = e.publishPort(ctx, w, addr)
+			p, err = e.publishPort(ctx, c.id, w)
 		}
 		if err != nil {
 			e.log.Error("a port is no longer published", "container", c.id, "port", port.String(), "error", err)

@@ -127,7 +127,9 @@ func fillEndpoint(out *apinet.EndpointSettings, ep network.Endpoint) {
 	if hw, err := net.ParseMAC(ep.MAC); err == nil {
 		out.MacAddress = apinet.HardwareAddr(hw)
 	}
-	out.DNSNames = ep.Names
+	if apicontainer.NetworkMode(ep.NetworkName).IsUserDefined() {
+		out.DNSNames = ep.Names
+	}
 }
 
 // ListOptions select containers.

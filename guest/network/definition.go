@@ -28,6 +28,10 @@ func forbidden(format string, args ...any) error {
 	return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(format, args...))
 }
 
+func conflict(format string, args ...any) error {
+	return errdefs.ErrConflict.WithMessage(fmt.Sprintf(format, args...))
+}
+
 func notFound(format string, args ...any) error {
 	return errdefs.ErrNotFound.WithMessage(fmt.Sprintf(format, args...))
 }
@@ -37,7 +41,7 @@ func notFound(format string, args ...any) error {
 func define(cfg Config, mtu int, taken []netip.Prefix, site netip.Prefix) (Network, error) {
 	n := Network{
 		ID: newID(), Name: cfg.Name, Driver: cfg.Driver, Created: time.Now().UTC(),
-		Internal: cfg.Internal, Attachable: cfg.Attachable, NoIPv4: cfg.NoIPv4, IPv6: cfg.IPv6,
+		Internal: cfg.Internal, Attachable: cfg.Attachable, ConfigFrom: cfg.ConfigFrom, NoIPv4: cfg.NoIPv4, IPv6: cfg.IPv6,
 		IPAMOpts: maps.Clone(cfg.IPAMOpts), Options: maps.Clone(cfg.Options), Labels: maps.Clone(cfg.Labels),
 		MTU: mtu,
 	}
@@ -51,18 +55,63 @@ func define(cfg Config, mtu int, taken []netip.Prefix, site netip.Prefix) (Netwo
 		return n, err
 	}
 	var err error
-	n.Subnets, err = chooseSubnets(cfg, n.Driver, taken, site)
-	return n, err
+	if n.Subnets, err = chooseSubnets(cfg, n.Driver, taken, site); err != nil {
+		return n, err
+	}
+	for i, s := range n.Subnets {
+		if !s.Gateway.IsValid() && n.wantsGateway(s.Subnet.Addr().Is6()) {
+			n.Subnets[i].Gateway = ipam.Gateway(s.Subnet, s.Range)
+		}
+	}
+	return n, nil
+}
+
+// defineConfigOnly turns a Config into a network that only holds settings.
+func defineConfigOnly(cfg Config) (Network, error) {
+	switch {
+	case cfg.Internal || cfg.Attachable:
+		return Network{}, forbidden("configuration network can only contain network specific fields. " +
+			"Network operator fields like [ ingress | internal | attachable | scope ] are not supported.")
+	case cfg.ConfigFrom != "":
+		return Network{}, forbidden("a configuration network cannot depend on another configuration network")
+	}
+	if err := errors.Join(checkName(cfg.Name), checkSubnets(cfg)); err != nil {
+		return Network{}, err
+	}
+	return Network{ID: newID(), Name: cfg.Name, Driver: DriverNull, Created: time.Now().UTC(), ConfigOnly: true, NoIPv4: cfg.NoIPv4,
+		IPv6: cfg.IPv6, Subnets: cfg.Subnets, IPAMOpts: maps.Clone(cfg.IPAMOpts), Options: maps.Clone(cfg.Options), Labels: maps.Clone(cfg.Labels)}, nil
+}
+
+// from returns cfg with the settings of a network that only holds some.
+func (cfg Config) from(n Network) (Config, error) {
+	switch {
+	case cfg.IPAMDriver != "" && cfg.IPAMDriver != "default", cfg.NoIPv4, cfg.IPv6, len(cfg.Labels) > 0, len(cfg.IPAMOpts) > 0, len(cfg.Subnets) > 0:
+		return cfg, forbidden("user-specified configurations are not supported if the network depends on a configuration network")
+	case len(cfg.Options) > 0:
+		return cfg, forbidden("network driver options are not supported if the network depends on a configuration network")
+	}
+	cfg.NoIPv4, cfg.IPv6, cfg.Subnets = n.NoIPv4, n.IPv6, n.Subnets
+	cfg.IPAMOpts, cfg.Options, cfg.Labels = n.IPAMOpts, n.Options, n.Labels
+	return cfg, nil
+}
+
+func checkName(name string) error {
+	switch {
+	case strings.TrimSpace(name) == "":
+		return invalid("invalid name: name is empty")
+	case strings.ContainsAny(name, "/\x00\n"):
+		return invalid("invalid network name %q", name)
+	case name == Bridge || name == Host || name == None || name == "default":
+		return forbidden("operation is not permitted on predefined %s network ", name)
+	}
+	return nil
 }
 
 func checkConfig(cfg Config, driver string) error {
+	if err := checkName(cfg.Name); err != nil {
+		return err
+	}
 	switch {
-	case strings.TrimSpace(cfg.Name) == "":
-		return invalid("invalid name: name is empty")
-	case strings.ContainsAny(cfg.Name, "/\x00\n"):
-		return invalid("invalid network name %q", cfg.Name)
-	case cfg.Name == Bridge || cfg.Name == Host || cfg.Name == None:
-		return forbidden("operation is not permitted on predefined %s network", cfg.Name)
 	case driver == DriverHost || driver == DriverNull:
 		return forbidden("only one instance of %q network is allowed", driver)
 	case driver != DriverBridge && driver != DriverMacvlan && driver != DriverIPvlan:
@@ -91,22 +140,79 @@ func (n *Network) applyOptions() error {
 	}
 	if s, ok := n.Options[OptionMTU]; ok {
 		mtu, err := strconv.Atoi(s)
-		if err != nil || mtu < 68 || mtu > 65535 {
-			return invalid("invalid MTU %q: a number from 68 to 65535 is expected", s)
+		switch {
+		case err != nil:
+			return invalid("failed to parse %s value: %s (%v)", OptionMTU, s, err)
+		case mtu != 0 && (mtu < 68 || mtu > 65535):
+			return invalid("invalid MTU number: %d", mtu)
+		case mtu == 0:
+			mtu = n.MTU
 		}
 		n.MTU = mtu
 	}
 	if p, ok := n.Options[OptionIfPrefix]; ok && (!ifName.MatchString(p) || len(p) > 12) {
 		return invalid("invalid interface prefix %q", p)
 	}
-	for _, o := range []string{OptionICC, OptionMasquerade} {
+	for _, o := range []string{OptionICC, OptionMasquerade, OptionInhibit4} {
 		if s, ok := n.Options[o]; ok {
 			if _, err := strconv.ParseBool(s); err != nil {
-				return invalid("invalid value %q for %s: true or false is expected", s, o)
+				return invalid("failed to parse %s value: %s (%v)", o, s, err)
 			}
 		}
 	}
+	if s, ok := n.Options[OptionHostBinding]; ok {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return invalid("failed to parse %s value: %s (nil ip)", OptionHostBinding, s)
+		}
+	}
+	for _, o := range []string{OptionMode4, OptionMode6} {
+		switch mode := n.Options[o]; mode {
+		case "", "nat", "nat-unprotected", "routed":
+		case "isolated":
+			if !n.Internal {
+				return invalid("gateway mode 'isolated' can only be used for an internal network")
+			}
+		default:
+			return invalid("failed to parse %s value: %s (unknown gateway mode %s)", o, mode, mode)
+		}
+	}
 	return nil
+}
+
+// gatewayMode is how a family's packets leave a bridge.
+func (n Network) gatewayMode(v6 bool) string {
+	if v6 {
+		return optionOr(n.Options, OptionMode6, "nat")
+	}
+	return optionOr(n.Options, OptionMode4, "nat")
+}
+
+// wantsGateway reports whether a subnet of the network needs a gateway that nobody
+// named: not where it is somebody else's, nor where no packet may pass it.
+func (n Network) wantsGateway(v6 bool) bool {
+	switch {
+	case n.onParent() || n.gatewayMode(v6) == "isolated":
+		return false
+	case !v6 && n.inhibits4() && n.Internal:
+		return false
+	}
+	return true
+}
+
+// inhibits4 reports whether the bridge has no IPv4 address of its own.
+func (n Network) inhibits4() bool {
+	on, err := strconv.ParseBool(n.Options[OptionInhibit4])
+	return err == nil && on
+}
+
+// HostBinding is the address of the host's that ports of the network are published
+// at where nobody says otherwise; the zero value means all.
+func (n Network) HostBinding() netip.Addr {
+	a, err := netip.ParseAddr(n.Options[OptionHostBinding])
+	if err != nil || a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // flag is an option that is on unless it is said to be off.
@@ -168,11 +274,6 @@ func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.P
 			return nil, err
 		}
 		out = append(out, Subnet{Subnet: p})
-	}
-	for i, s := range out {
-		if !s.Gateway.IsValid() && !onParent { // else the gateway is somebody else's, and named or none
-			out[i].Gateway = ipam.Gateway(s.Subnet, s.Range)
-		}
 	}
 	return out, nil
 }

@@ -113,10 +113,7 @@ func (m *Manager) Close() error {
 		return nil
 	}
 	m.closed = true
-	spares, sandboxes := slices.Collect(maps.Values(m.pending)), slices.Collect(maps.Values(m.sandboxes))
-	if m.spare != nil {
-		spares = append(spares, m.spare)
-	}
+	spares, sandboxes := m.spares(), slices.Collect(maps.Values(m.sandboxes))
 	m.spare, m.pending = nil, nil
 	m.mu.Unlock()
 

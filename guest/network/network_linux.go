@@ -30,6 +30,10 @@ type network struct {
 // addNetwork takes a network into memory. Called with mu held, or from Open.
 func (m *Manager) addNetwork(def Network) error {
 	n := &network{def: def}
+	if def.ConfigOnly {
+		m.networks[def.ID] = n
+		return nil
+	}
 	for _, s := range def.Subnets {
 		reserved := []netip.Addr{s.Gateway}
 		for _, a := range s.Aux {
@@ -131,10 +135,7 @@ func (m *Manager) create(cfg Config) (Network, error) {
 			return Network{}, errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("network with name %s already exists", cfg.Name))
 		}
 	}
-	if cfg.IPv6 && !m.site.IsValid() {
-		m.site = newSite()
-	}
-	def, err := define(cfg, m.opts.MTU, m.taken(cfg.Driver, uplink), m.site)
+	def, err := m.define(cfg, uplink)
 	if err != nil {
 		return Network{}, err
 	}
@@ -160,6 +161,32 @@ func (m *Manager) create(cfg Config) (Network, error) {
 	return def, nil
 }
 
+// define turns a wish into a network. Called with mu held.
+func (m *Manager) define(cfg Config, uplink []netip.Prefix) (Network, error) {
+	if cfg.ConfigOnly {
+		return defineConfigOnly(cfg)
+	}
+	if cfg.ConfigFrom != "" {
+		var source *network
+		for _, n := range m.networks {
+			if n.def.Name == cfg.ConfigFrom && n.def.ConfigOnly {
+				source = n
+			}
+		}
+		if source == nil {
+			return Network{}, notFound("configuration network %q does not exist", cfg.ConfigFrom)
+		}
+		var err error
+		if cfg, err = cfg.from(source.def); err != nil {
+			return Network{}, err
+		}
+	}
+	if cfg.IPv6 && !m.site.IsValid() {
+		m.site = newSite()
+	}
+	return define(cfg, m.opts.MTU, m.taken(cfg.Driver, uplink), m.site)
+}
+
 // taken are the subnets that a new network must not overlap: the machine's own
 // and those of the bridges; or, where containers sit on the machine's interfaces
 // and have addresses of the world outside, those of their like.
@@ -170,7 +197,7 @@ func (m *Manager) taken(driver string, uplink []netip.Prefix) []netip.Prefix {
 		taken = uplink
 	}
 	for _, n := range m.networks {
-		if n.def.onParent() == onParent {
+		if n.def.onParent() == onParent && !n.def.ConfigOnly {
 			for _, s := range n.def.Subnets {
 				taken = append(taken, s.Subnet)
 			}
@@ -239,6 +266,8 @@ func (m *Manager) forget(n *network) error {
 		return notFound("network %s not found", n.def.Name)
 	case n.def.Predefined():
 		return forbidden("%s is a pre-defined network and cannot be removed", n.def.Name)
+	case n.def.ConfigOnly && m.configures(n.def.Name):
+		return forbidden("error while removing network: configuration network %q is in use", n.def.Name)
 	case n.using > 0:
 		return forbidden("error while removing network: network %s has active endpoints (%s)", n.def.Name, m.users(n))
 	}
@@ -251,13 +280,24 @@ func (m *Manager) forget(n *network) error {
 	return nil
 }
 
+// configures reports whether a network has its settings from the named one. Called
+// with mu held.
+func (m *Manager) configures(name string) bool {
+	for _, n := range m.networks {
+		if n.def.ConfigFrom == name {
+			return true
+		}
+	}
+	return false
+}
+
 // users names the containers on a network. Called with mu held.
 func (m *Manager) users(n *network) string {
 	var out []string
 	for _, sb := range m.sandboxes {
 		for _, ep := range sb.endpoints {
 			if ep.NetworkID == n.def.ID {
-				out = append(out, fmt.Sprintf("name:%q id:%q", ep.ContainerName, ep.ContainerID[:min(12, len(ep.ContainerID))]))
+				out = append(out, fmt.Sprintf("name:%q id:%q", ep.ContainerName, ep.ID[:12]))
 			}
 		}
 	}
@@ -298,6 +338,29 @@ func (m *Manager) find(nameOrID string) (*network, error) {
 	return nil, invalid("network %s is ambiguous (%d matches found based on ID prefix)", nameOrID, len(byPrefix))
 }
 
+// Usage counts the addresses of a network's subnets. What was made ahead of time
+// for the next container does not count.
+func (m *Manager) Usage(nameOrID string) (map[netip.Prefix]Usage, error) {
+	n, err := m.find(nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	out := map[netip.Prefix]Usage{}
+	for i, p := range n.pools {
+		inUse, available := p.Usage()
+		for _, sp := range m.spares() {
+			if sp.ep.NetworkID == n.def.ID {
+				inUse--
+				available++
+			}
+		}
+		out[n.def.Subnets[i].Subnet] = Usage{inUse, available}
+	}
+	return out, nil
+}
+
 // List returns all networks, sorted by name.
 func (m *Manager) List() []Network {
 	m.mu.RLock()
@@ -312,13 +375,15 @@ func (m *Manager) List() []Network {
 
 // rules is what the firewall must know about a network.
 func (n *network) rules() firewall.Bridge {
-	b := firewall.Bridge{
-		Name: n.def.Device, Internal: n.def.Internal,
-		ICC: n.def.flag(OptionICC), Masquerade: n.def.flag(OptionMasquerade),
-	}
+	b := firewall.Bridge{Name: n.def.Device, Internal: n.def.Internal, ICC: n.def.flag(OptionICC)}
 	for _, s := range n.def.Subnets {
 		b.Subnets = append(b.Subnets, s.Subnet)
-		b.Gateways = append(b.Gateways, s.Gateway)
+		if s.Gateway.IsValid() {
+			b.Gateways = append(b.Gateways, s.Gateway)
+		}
+		if n.def.flag(OptionMasquerade) && n.def.gatewayMode(s.Subnet.Addr().Is6()) != "routed" {
+			b.Masquerade = append(b.Masquerade, s.Subnet)
+		}
 	}
 	return b
 }
@@ -348,8 +413,11 @@ func (m *Manager) ensureBridge(n *network) (int, error) {
 }
 
 func (m *Manager) makeBridge(def Network) (index int, err error) {
-	gateway := def.Subnets[0].Gateway
-	if err := m.root.AddBridge(link.BridgeSpec{Name: def.Device, MTU: def.MTU, MAC: link.MAC(gateway)}); err != nil {
+	spec := link.BridgeSpec{Name: def.Device, MTU: def.MTU}
+	if gateway := def.Subnets[0].Gateway; gateway.IsValid() {
+		spec.MAC = link.MAC(gateway)
+	}
+	if err := m.root.AddBridge(spec); err != nil {
 		return 0, err
 	}
 	defer func() {
@@ -375,6 +443,9 @@ func (m *Manager) makeBridge(def Network) (index int, err error) {
 		}
 	}
 	for _, s := range def.Subnets {
+		if !s.Gateway.IsValid() || s.Gateway.Is4() && def.inhibits4() {
+			continue
+		}
 		if err := m.root.AddAddr(l.Index, netip.PrefixFrom(s.Gateway, s.Subnet.Bits())); err != nil {
 			return 0, err
 		}

@@ -144,6 +144,11 @@ func (m *Manager) endpoint(n *network, sb *sandbox, req AttachRequest) (Endpoint
 		} else {
 			err = m.connect(n, ep, ns)
 		}
+		if err == nil {
+			if err = finish(ns, ep, req); err != nil {
+				err = errors.Join(err, m.dropInterface(ep))
+			}
+		}
 		ns.Close()
 	}
 	if err != nil {
@@ -178,7 +183,9 @@ func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint,
 	if n.def.Driver == DriverBridge {
 		ep.Device = "veth" + ep.ID[:7]
 	}
-	ep.Interface = nextInterface(sb.endpoints, n.def.ifPrefix())
+	if ep.Interface = req.DriverOpts[OptionIfname]; ep.Interface == "" {
+		ep.Interface = nextInterface(sb.endpoints, n.def.ifPrefix())
+	}
 	n.using++
 	return ep, nil
 }
@@ -216,8 +223,13 @@ func (e *Endpoint) setMAC(driver, want string) error {
 }
 
 func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
+	if err := CheckEndpointOptions(req.DriverOpts); err != nil {
+		return err
+	}
 	for _, ep := range have {
 		switch {
+		case ep.Interface != "" && ep.Interface == req.DriverOpts[OptionIfname]:
+			return conflict("error renaming interface to %q: file exists", ep.Interface)
 		case ep.NetworkID == n.ID:
 			return forbidden("endpoint with name %s already exists in network %s", req.ContainerName, n.Name)
 		case ep.NetworkName == Host || n.Name == Host:
@@ -227,6 +239,8 @@ func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
 		}
 	}
 	switch {
+	case n.ConfigOnly:
+		return forbidden("%s is a configuration-only network: no container can be on it", n.Name)
 	case n.hasInterfaces() && req.NetNS == "":
 		return errors.New("a container on a network needs a network namespace")
 	case (req.IPv4.IsValid() || req.IPv6.IsValid()) && !n.UserDefined():
@@ -404,6 +418,43 @@ func inside(ns *link.NS, ep Endpoint) error {
 		return err
 	}
 	return c.SyncCarrier(l.Index)
+}
+
+// finish does what an endpoint's user asked for besides: further addresses and
+// settings of the interface.
+func finish(ns *link.NS, ep Endpoint, req AttachRequest) error {
+	settings, err := parseSysctls(req.DriverOpts[OptionSysctls])
+	if err != nil || len(settings)+len(req.LinkLocal) == 0 {
+		return err
+	}
+	if len(req.LinkLocal) > 0 {
+		c, err := ns.Dial()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		l, err := c.ByName(ep.Interface)
+		if err != nil {
+			return err
+		}
+		for _, a := range req.LinkLocal {
+			bits := 16
+			if a.Is6() {
+				bits = 64
+			}
+			if err := c.AddAddr(l.Index, netip.PrefixFrom(a, bits)); err != nil {
+				return err
+			}
+		}
+	}
+	return ns.Do(func() error {
+		for _, s := range settings {
+			if err := link.Sysctl(s.path(ep.Interface), s.value); err != nil {
+				return invalid("cannot set %s of the interface: %v", s.name, err)
+			}
+		}
+		return nil
+	})
 }
 
 // insert adds an endpoint in its place: the first has the default route. It
@@ -680,15 +731,16 @@ func (m *Manager) NetworkEndpoints(nameOrID string) ([]Endpoint, error) {
 }
 
 // Address is where the machine itself reaches a container: its address on the
-// bridge that comes first. ok is false when it has none (host, none, macvlan,
-// ipvlan, not running).
+// bridge that comes first and leads out. ok is false when it has none (internal
+// networks, host, none, macvlan, ipvlan, not running).
 func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if sb := m.sandboxes[containerID]; sb != nil {
 		for _, ep := range sb.endpoints {
+			out := ep.Device != "" && (ep.Gateway4.IsValid() || ep.Gateway6.IsValid())
 			for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
-				if ep.Device != "" && p.IsValid() {
+				if out && p.IsValid() {
 					return p.Addr(), true
 				}
 			}

@@ -3,6 +3,8 @@ package network
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/berthvm/berth/guest/network/internal/link"
 )
@@ -146,6 +148,15 @@ func pinNew(path string) error {
 	return nil
 }
 
+// spares are those that no container has an endpoint of. Called with mu held.
+func (m *Manager) spares() []*spare {
+	out := slices.Collect(maps.Values(m.pending))
+	if m.spare != nil {
+		out = append(out, m.spare)
+	}
+	return out
+}
+
 // claim takes the spare that NewNS gave a container, if it is still unused.
 func (m *Manager) claim(id string) *spare {
 	m.mu.Lock()
@@ -169,7 +180,8 @@ func (m *Manager) takeSpare(n *network, sb *sandbox, req AttachRequest) (ep Endp
 	if sp == nil {
 		return Endpoint{}, false, nil
 	}
-	if n.def.ID == sp.ep.NetworkID && req.MAC == "" && checkAttach(n.def, sb.endpoints, req) == nil {
+	plain := req.MAC == "" && len(req.LinkLocal) == 0 && req.DriverOpts[OptionIfname] == "" && req.DriverOpts[OptionSysctls] == ""
+	if n.def.ID == sp.ep.NetworkID && plain && checkAttach(n.def, sb.endpoints, req) == nil {
 		m.mu.Lock()
 		n.using++
 		m.mu.Unlock()

@@ -24,11 +24,17 @@ const (
 
 // Driver options that Create understands, under docker's names.
 const (
-	OptionBridgeName = "com.docker.network.bridge.name"
-	OptionICC        = "com.docker.network.bridge.enable_icc"
-	OptionMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
-	OptionMTU        = "com.docker.network.driver.mtu"
-	OptionIfPrefix   = "com.docker.network.container_iface_prefix"
+	OptionBridgeName  = "com.docker.network.bridge.name"
+	OptionICC         = "com.docker.network.bridge.enable_icc"
+	OptionMasquerade  = "com.docker.network.bridge.enable_ip_masquerade"
+	OptionMode4       = "com.docker.network.bridge.gateway_mode_ipv4" // nat, nat-unprotected, routed or isolated
+	OptionMode6       = "com.docker.network.bridge.gateway_mode_ipv6"
+	OptionInhibit4    = "com.docker.network.bridge.inhibit_ipv4" // the bridge itself has no IPv4 address
+	OptionHostBinding = "com.docker.network.bridge.host_binding_ipv4"
+	OptionMTU         = "com.docker.network.driver.mtu"
+	OptionIPv4        = "com.docker.network.enable_ipv4"
+	OptionIPv6        = "com.docker.network.enable_ipv6"
+	OptionIfPrefix    = "com.docker.network.container_iface_prefix"
 )
 
 // Options configures a Manager.
@@ -60,6 +66,8 @@ type Config struct {
 	Driver     string // DriverBridge by default
 	Internal   bool   // no way out of the network
 	Attachable bool   // kept for inspect only
+	ConfigOnly bool   // nobody is ever on it: it is there for ConfigFrom
+	ConfigFrom string // the network with ConfigOnly whose settings this one has
 	NoIPv4     bool   // an IPv6-only network
 	IPv6       bool
 	IPAMDriver string   // "default" or ""
@@ -77,6 +85,8 @@ type Network struct {
 	Created    time.Time         `json:"created"`
 	Internal   bool              `json:"internal,omitempty"`
 	Attachable bool              `json:"attachable,omitempty"`
+	ConfigOnly bool              `json:"configOnly,omitempty"`
+	ConfigFrom string            `json:"configFrom,omitempty"`
 	NoIPv4     bool              `json:"noIPv4,omitempty"`
 	IPv6       bool              `json:"ipv6,omitempty"`
 	Subnets    []Subnet          `json:"subnets,omitempty"`
@@ -111,6 +121,8 @@ type AttachRequest struct {
 	IPv4 netip.Addr // optional, user-defined networks only, as docker has it
 	IPv6 netip.Addr // optional
 	MAC  string     // optional; made from the address by default
+	// LinkLocal are further addresses that the interface gets; nobody checks them.
+	LinkLocal []netip.Addr
 
 	// Names are what other containers on the network call this one. Docker's are
 	// the name, the first 12 digits of the ID, the aliases and the host name.
@@ -155,6 +167,12 @@ type Port struct {
 	HostIP        netip.Addr `json:"hostIP,omitzero"` // none: every address of the machine's
 	HostPort      uint16     `json:"hostPort"`
 	ContainerPort uint16     `json:"containerPort"`
+}
+
+// Usage counts the addresses of one subnet.
+type Usage struct {
+	InUse     uint64 // reserved ones included
+	Available uint64 // that can still be chosen; at most math.MaxUint64
 }
 
 // Stats counts what went through one interface of a container's, seen from the

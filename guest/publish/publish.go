@@ -50,15 +50,15 @@ type Port struct {
 	publisher *Publisher
 	id        uint64
 	network   string
-	target    netip.AddrPort
+	target    func() netip.AddrPort
 	addr      netip.AddrPort
 	stream    net.Conn
 }
 
 // Open listens on the host's address ("0.0.0.0:8080"; port 0 lets the host choose)
-// for connections to target. network is "tcp" or "udp". The host listens when
-// Open returns.
-func (p *Publisher) Open(ctx context.Context, network, address string, target netip.AddrPort) (*Port, error) {
+// for connections, each of which leads to what target says then. network is "tcp" or
+// "udp". The host listens when Open returns.
+func (p *Publisher) Open(ctx context.Context, network, address string, target func() netip.AddrPort) (*Port, error) {
 	if network != "tcp" && network != "udp" {
 		return nil, fmt.Errorf("cannot publish a port: protocol %q cannot be forwarded from the host", network)
 	}
@@ -153,7 +153,11 @@ func (p *Publisher) carry(conn net.Conn) error {
 	if port == nil {
 		return fmt.Errorf("connection from %s to a port that is no longer published", req.Peer)
 	}
-	target, err := net.DialTimeout(port.network, port.target.String(), connectTime)
+	to := port.target()
+	if !to.IsValid() {
+		return fmt.Errorf("connection from %s to a container that is on no network", req.Peer)
+	}
+	target, err := net.DialTimeout(port.network, to.String(), connectTime)
 	if err != nil {
 		return err
 	}

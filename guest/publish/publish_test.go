@@ -109,7 +109,7 @@ func TestTCP(t *testing.T) {
 			}()
 		}
 	}()
-	port, err := p.Open(t.Context(), "tcp", "0.0.0.0:0", netip.MustParseAddrPort(l.Addr().String()))
+	port, err := p.Open(t.Context(), "tcp", "0.0.0.0:0", to(l.Addr().String()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestUDP(t *testing.T) {
 			l.WriteTo(bytes.ToUpper(buf[:n]), from)
 		}
 	}()
-	port, err := p.Open(t.Context(), "udp", "127.0.0.1:5353", netip.MustParseAddrPort(l.LocalAddr().String()))
+	port, err := p.Open(t.Context(), "udp", "127.0.0.1:5353", to(l.LocalAddr().String()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestUDP(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	_, p := newHost(t, secret)
-	target := netip.MustParseAddrPort("127.0.0.1:1")
+	target := to("127.0.0.1:1")
 	if _, err := p.Open(t.Context(), "tcp", "0.0.0.0:80", target); err == nil || !strings.Contains(err.Error(), "already allocated") {
 		t.Errorf("a taken port: %v", err)
 	}
@@ -189,7 +189,12 @@ func TestSilentHost(t *testing.T) {
 	p := New(secret, func(context.Context) (net.Conn, error) { return a, nil }, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := p.Open(ctx, "tcp", ":0", netip.MustParseAddrPort("127.0.0.1:1")); err == nil {
+	if _, err := p.Open(ctx, "tcp", ":0", to("127.0.0.1:1")); err == nil {
 		t.Error("a host that says nothing was believed")
 	}
+}
+
+// to is what a port leads to, always.
+func to(address string) func() netip.AddrPort {
+	return func() netip.AddrPort { return netip.MustParseAddrPort(address) }
 }

@@ -304,7 +304,7 @@ func (l listener) Close() error {
 	return nil
 }
 
-func (p publisher) Open(_ context.Context, proto, address string, _ netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+func (p publisher) Open(_ context.Context, proto, address string, _ func() netip.AddrPort) (netip.AddrPort, io.Closer, error) {
 	at := netip.MustParseAddrPort(address)
 	if at.Port() == 0 {
 		at = netip.AddrPortFrom(at.Addr(), 40000)

@@ -16,8 +16,8 @@ type Bridge struct {
 	Name       string
 	Internal   bool // nothing leaves or enters
 	ICC        bool // containers reach each other
-	Masquerade bool // what leaves takes the machine's address
 	Subnets    []netip.Prefix
+	Masquerade []netip.Prefix // those from which what leaves takes the machine's address
 	Gateways   []netip.Addr
 }
 

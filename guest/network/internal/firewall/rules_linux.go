@@ -127,7 +127,9 @@ func bridgeElements(s sets, b Bridge) []element {
 	}
 	for _, p := range b.Subnets {
 		ranges(s.family(p.Addr()).subnets, p)
-		if b.Masquerade && !b.Internal {
+	}
+	if !b.Internal {
+		for _, p := range b.Masquerade {
 			ranges(s.family(p.Addr()).masq, p)
 		}
 	}
