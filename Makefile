@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 VERSION ?= 0.1.0
 export CGO_ENABLED := 0
+COMPOSE := github.com/docker/compose/v5
 LDFLAGS := -s -w -X github.com/berthvm/berth/host/version.Version=$(VERSION)
 
 # On a Mac berth calls Virtualization.framework, which takes cgo, and an entitlement
@@ -39,6 +40,8 @@ build: deps ## build the programs and the guest image into bin/
 	@scripts/step "building bin/berth"
 	@$(BERTH_CGO) go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./cmd/berth
 	@$(SIGN)
+	@scripts/step "building bin/berth-build"
+	@go build -trimpath -ldflags "$(LDFLAGS) -X $(COMPOSE)/internal.Version=$$(go list -m -f '{{.Version}}' $(COMPOSE))" -o bin/berth-build ./cmd/berth-build
 	@scripts/step "building the guest image"
 	@go run ./images/build -o bin/image -version '$(VERSION)'
 

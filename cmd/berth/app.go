@@ -32,6 +32,8 @@ type wiring struct {
 	driver func(machine.Machine, machine.Config, *slog.Logger) vm.Driver
 	// image opens the guest's image in a directory and verifies it.
 	image func(ctx context.Context, dir string) (daemon.Image, error)
+	// builder finds the program that builds images and runs stacks.
+	builder func() (string, error)
 	// guest fills in how the daemon reaches the guest and the guest the network.
 	guest func(*daemon.Options)
 }

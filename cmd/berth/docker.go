@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berthvm/berth/host/api"
+	"github.com/berthvm/berth/host/machine"
 	"github.com/berthvm/berth/host/version"
 )
 
@@ -29,17 +30,9 @@ var absent = map[string]string{
 	"context":    `it talks to one machine, which --machine names; use "docker context" for docker's`,
 	"checkpoint": "its engine makes no checkpoints",
 	"trust":      "docker has retired content trust",
-	"build":      noBuild,
-	"builder":    noBuild,
-	"buildx":     noBuild,
-	"bake":       noBuild,
-	"compose":    `it comes in a later version; the docker context "berth" works with your own docker compose`,
 }
 
-const (
-	noSwarm = "its engine is a single one, not a swarm"
-	noBuild = "building images comes in a later version"
-)
+const noSwarm = "its engine is a single one, not a swarm"
 
 // addDocker adds docker's own commands. Where docker and the machine share a
 // verb, the operand decides.
@@ -59,21 +52,11 @@ func (a *app) addDocker(ctx context.Context, root *cobra.Command) {
 		if _, ok := absent[c.Name()]; ok {
 			continue
 		}
-		if c.Name() == "image" {
-			removeCommand(c, "build")
-		}
 		a.lead(c)
 		a.share(c)
 		root.AddCommand(c)
 	}
-}
-
-func removeCommand(parent *cobra.Command, name string) {
-	for _, c := range parent.Commands() {
-		if c.Name() == name {
-			parent.RemoveCommand(c)
-		}
-	}
+	a.addHanded(root)
 }
 
 // nameClient is what "berth version" says of the client. docker's own version is
@@ -135,26 +118,31 @@ func (a *app) lead(c *cobra.Command) {
 // Whether it runs is known from its lock and state file, which costs less than a
 // connection into the guest would.
 func (a *app) connect(ctx context.Context, autostart bool) error {
-	m, err := a.existing()
+	m, err := a.ready(ctx, autostart)
 	if err != nil {
 		return err
 	}
-	if m.LastState().State != api.Running {
-		if !autostart {
-			return notRunning(m.Name)
-		}
-		c, err := m.LoadConfig()
-		if err != nil {
-			return fmt.Errorf("cannot start machine %q: %w", m.Name, err)
-		}
-		if !c.Autostart {
-			return notRunning(m.Name)
-		}
-		if _, err := a.start(ctx, m, 0); err != nil {
-			return err
-		}
-	}
 	return a.docker.Initialize(&flags.ClientOptions{Hosts: []string{m.DockerHost()}, LogLevel: "info"})
+}
+
+// ready is the machine that is meant, which runs.
+func (a *app) ready(ctx context.Context, autostart bool) (machine.Machine, error) {
+	m, err := a.existing()
+	if err != nil || m.LastState().State == api.Running {
+		return m, err
+	}
+	if !autostart {
+		return m, notRunning(m.Name)
+	}
+	c, err := m.LoadConfig()
+	if err != nil {
+		return m, fmt.Errorf("cannot start machine %q: %w", m.Name, err)
+	}
+	if !c.Autostart {
+		return m, notRunning(m.Name)
+	}
+	_, err = a.start(ctx, m, 0)
+	return m, err
 }
 
 // share turns docker's start, stop, restart and logs into commands that mean the

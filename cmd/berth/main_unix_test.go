@@ -68,6 +68,12 @@ func fake() wiring {
 		}
 		return daemon.Image{Version: "fake", Arch: runtime.GOARCH, Kernel: file("kernel"), Initrd: file("initrd"), Root: file("root")}, nil
 	}
+	w.builder = func() (string, error) {
+		if program := os.Getenv("BERTH_FAKE_BUILDER"); program != "" {
+			return program, nil
+		}
+		return findBuilder()
+	}
 	w.guest = func(o *daemon.Options) {
 		reachGuest(o)
 		o.Network = func(context.Context) (daemon.Network, error) { return fakeguest.Network{}, nil }

@@ -20,9 +20,10 @@ func hooks() { qemu.RunProbeChild() }
 func production() wiring {
 	return wiring{
 		in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv,
-		driver: newDriver,
-		image:  openImage,
-		guest:  reachGuest,
+		driver:  newDriver,
+		image:   openImage,
+		builder: findBuilder,
+		guest:   reachGuest,
 	}
 }
 
