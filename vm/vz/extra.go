@@ -5,23 +5,9 @@ import (
 	"fmt"
 )
 
-// await runs one of the framework's calls, for as long as ctx allows. The call
-// itself cannot be taken back.
+// await runs one of the framework's calls, for as long as ctx allows.
 func (m *machine) await(ctx context.Context, what string, call func(instance) error) error {
-	if err := m.life.Up(); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	inst, done := m.instance(), make(chan error, 1)
-	go func() { done <- call(inst) }()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
+	err := m.life.Await(ctx, func() error { return call(m.instance()) })
 	if err != nil {
 		return fmt.Errorf("cannot %s machine %q: %w", what, m.cfg.Name, err)
 	}
@@ -38,26 +24,11 @@ func (m *machine) Resume(ctx context.Context) error {
 	return m.await(ctx, "resume", func(inst instance) error { return m.freeze(inst, false) })
 }
 
-// freeze pauses or resumes, if that changes anything: the framework refuses
-// what does not.
 func (m *machine) freeze(inst instance, paused bool) error {
-	m.mu.Lock()
-	same := m.paused == paused
-	m.mu.Unlock()
-	if same {
-		return nil
-	}
-	call := inst.resume
 	if paused {
-		call = inst.pause
+		return m.frost.Set(true, inst.pause)
 	}
-	if err := call(); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	m.paused = paused
-	m.mu.Unlock()
-	return nil
+	return m.frost.Set(false, inst.resume)
 }
 
 // Save implements vm.Saver. A machine that cannot be saved runs on.
@@ -80,7 +51,7 @@ func (m *machine) Save(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	m.pull(nil)
+	m.plug.Pull(nil)
 	return m.gone()
 }
 

@@ -8,40 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"github.com/berthvm/berth/vm"
 )
-
-// checkFiles makes sure of what cfg names and of dir.
-func checkFiles(cfg vm.Config, dir string) error {
-	files := []string{cfg.Kernel}
-	if cfg.Initrd != "" {
-		files = append(files, cfg.Initrd)
-	}
-	for _, d := range cfg.Disks {
-		files = append(files, d.Path)
-	}
-	for _, name := range files {
-		if st, err := os.Stat(name); err != nil {
-			return fmt.Errorf("cannot boot machine %q: %w", cfg.Name, err)
-		} else if !st.Mode().IsRegular() {
-			return fmt.Errorf("cannot boot machine %q: %s is not a file", cfg.Name, name)
-		}
-	}
-	for _, s := range cfg.Shares {
-		if st, err := os.Stat(s.Path); err != nil {
-			return fmt.Errorf("share %q: %w", s.Tag, err)
-		} else if !st.IsDir() {
-			return fmt.Errorf("share %q: %s is not a directory", s.Tag, s.Path)
-		}
-	}
-	if st, err := os.Stat(dir); err != nil {
-		return fmt.Errorf("machine directory: %w", err)
-	} else if !st.IsDir() {
-		return fmt.Errorf("machine directory: %s is not a directory", dir)
-	}
-	return nil
-}
 
 // checkKernel refuses a kernel that the framework cannot boot, which it would do
 // without a word: the machine would just stop.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -15,7 +14,9 @@ import (
 
 	"github.com/berthvm/berth/guest/wire/framed"
 	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/vm/internal/hub"
 	"github.com/berthvm/berth/vm/internal/life"
+	"github.com/berthvm/berth/vm/internal/preflight"
 )
 
 const (
@@ -34,19 +35,17 @@ type machine struct {
 	cfg    vm.Config
 	log    *slog.Logger
 	life   *life.Life
-	hub    *hub
-	pulled chan struct{} // closed when the plug has to be pulled
+	hub    *hub.Hub
+	plug   *life.Plug
+	frost  life.Frost
 
-	mu      sync.Mutex
-	inst    instance // nil before Start has made it
-	doomed  bool     // pulled is closed, for the reason in verdict
-	verdict error
-	paused  bool
+	mu   sync.Mutex
+	inst instance // nil before Start has made it
 }
 
 func newMachine(d *Driver, cfg vm.Config) *machine {
 	log := d.log.With("machine", cfg.Name)
-	return &machine{driver: d, cfg: cfg, log: log, life: life.New(), hub: newHub(d.patient, log), pulled: make(chan struct{})}
+	return &machine{driver: d, cfg: cfg, log: log, life: life.New(), hub: hub.New(frame, log), plug: life.NewPlug()}
 }
 
 // Start implements vm.Machine.
@@ -71,7 +70,7 @@ func (m *machine) begin(ctx context.Context, restored bool, boot func(instance) 
 	}
 	c, inst, err := m.create(ctx)
 	if err != nil {
-		m.hub.close()
+		m.hub.Close()
 		m.life.End(err)
 		return fmt.Errorf("cannot start machine %q: %w", m.cfg.Name, err)
 	}
@@ -98,7 +97,7 @@ func (m *machine) begin(ctx context.Context, restored bool, boot func(instance) 
 			return nil
 		}
 	case <-ctx.Done():
-		m.pull(ctx.Err())
+		m.plug.Pull(ctx.Err())
 	}
 	if err := m.gone(); err != nil {
 		return err
@@ -154,8 +153,8 @@ func (m *machine) create(ctx context.Context) (_ *cables, _ instance, err error)
 		return nil, nil, err
 	}
 	// The guest dials it before all else, so it has to be there first.
-	if err := m.hub.attach(inst); err != nil {
-		m.hub.close()
+	if err := m.hub.Attach(carrier{inst, m.driver.patient, m.hub.Done()}); err != nil {
+		m.hub.Close()
 		inst.release()
 		return nil, nil, err
 	}
@@ -213,19 +212,15 @@ func (m *machine) spec() spec {
 func (m *machine) serve(c *cables, restored bool) (join func()) {
 	var tasks sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background()) // the machine's life
-	boots, err := m.hub.listen(framed.BootPort)
+	boots, err := m.hub.Listen(framed.BootPort)
 	if err != nil {
-		m.pull(err)
+		m.plug.Pull(err)
 	} else {
 		tasks.Go(func() { m.watchBoots(boots, restored) })
 	}
 	tasks.Go(func() {
 		defer c.console.Close()
-		w := m.cfg.Console
-		if w == nil {
-			w = io.Discard
-		}
-		if _, err := io.Copy(console{w}, c.console); err != nil {
+		if err := preflight.Console(m.cfg.Console, c.console); err != nil {
 			m.log.Warn("console lost", "error", err)
 		}
 	})
@@ -242,27 +237,17 @@ func (m *machine) serve(c *cables, restored bool) (join func()) {
 	}
 }
 
-// console keeps reading whatever becomes of the writer: a guest whose console
-// is stuck stops.
-type console struct{ w io.Writer }
-
-// Write implements io.Writer.
-func (c console) Write(p []byte) (int, error) {
-	c.w.Write(p)
-	return len(p), nil
-}
-
 // watchBoots takes the guest's calls at the beginning of each boot. All but the
 // first mean that it has restarted itself.
-func (m *machine) watchBoots(l *listener, restored bool) {
+func (m *machine) watchBoots(l *hub.Listener, restored bool) {
 	for again := restored; ; again = true {
-		c, err := l.take()
+		c, err := l.Take()
 		if err != nil {
 			return
 		}
 		if again {
 			m.log.Info("machine restarted")
-			m.hub.reset(c)
+			m.hub.Reset(c)
 			if m.cfg.Reset != nil {
 				m.cfg.Reset()
 			}
@@ -278,18 +263,22 @@ func (m *machine) watchBoots(l *listener, restored bool) {
 func (m *machine) supervise(inst instance, failed <-chan error, booted <-chan struct{}, free func()) {
 	ended := make(chan struct{})
 	var pulling sync.WaitGroup
-	pulling.Go(func() { m.puller(inst, ended) })
+	pulling.Go(func() {
+		m.plug.Until(ended, pullEvery, func() {
+			if err := inst.stop(); err != nil {
+				m.log.Debug("cannot pull the plug", "error", err)
+			}
+		})
+	})
 	reason := m.follow(inst, failed)
 	close(ended)
 	pulling.Wait()
 	<-booted
-	m.hub.close()
+	m.hub.Close()
 	free()
-	m.mu.Lock()
-	if m.doomed {
-		reason = m.verdict
+	if verdict, out := m.plug.Out(); out {
+		reason = verdict
 	}
-	m.mu.Unlock()
 	m.log.Info("machine ended", "reason", reason)
 	m.life.End(reason)
 }
@@ -320,46 +309,7 @@ func (m *machine) follow(inst instance, failed <-chan error) error {
 	}
 }
 
-// puller pulls the plug when it has to be, until that worked.
-func (m *machine) puller(inst instance, ended <-chan struct{}) {
-	select {
-	case <-ended:
-		return
-	case <-m.pulled:
-	}
-	for {
-		if err := inst.stop(); err != nil {
-			m.log.Debug("cannot pull the plug", "error", err)
-		}
-		select {
-		case <-ended:
-			return
-		case <-time.After(pullEvery):
-		}
-	}
-}
-
-// pull has the machine end, for a reason that Wait will return unless there is an
-// earlier one. It waits for nothing.
-func (m *machine) pull(reason error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.doomed {
-		m.doomed, m.verdict = true, reason
-		close(m.pulled)
-	}
-}
-
-// gone waits until a machine that was told to end has ended, and all that
-// belongs to it.
-func (m *machine) gone() error {
-	select {
-	case <-m.life.Done():
-		return nil
-	case <-time.After(dieWithin):
-		return errors.New("Virtualization.framework does not end the machine although it was told to")
-	}
-}
+func (m *machine) gone() error { return m.life.Gone(dieWithin, "Virtualization.framework") }
 
 // Stop implements vm.Machine.
 func (m *machine) Stop(ctx context.Context) error {
@@ -378,7 +328,7 @@ func (m *machine) Stop(ctx context.Context) error {
 		case <-time.After(pressEvery):
 		}
 	}
-	m.pull(vm.ErrKilled)
+	m.plug.Pull(vm.ErrKilled)
 	return m.gone()
 }
 
@@ -404,14 +354,14 @@ func (m *machine) Wait(ctx context.Context) error { return m.life.Wait(ctx) }
 // Close implements vm.Machine.
 func (m *machine) Close() error {
 	m.life.Close()
-	m.pull(vm.ErrKilled)
-	m.hub.close()
+	m.plug.Pull(vm.ErrKilled)
+	m.hub.Close()
 	return m.gone()
 }
 
 // Dial implements vm.Transport.
 func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	return m.life.Dial(ctx, port, m.hub.dial)
+	return m.life.Dial(ctx, port, m.hub.Dial)
 }
 
 // Listen implements vm.Transport.
@@ -422,7 +372,7 @@ func (m *machine) Listen(port uint32) (net.Listener, error) {
 	if port == framed.BootPort {
 		return nil, fmt.Errorf("listen on vsock port %d: it is the driver's own", port)
 	}
-	l, err := m.hub.listen(port)
+	l, err := m.hub.Listen(port)
 	if err != nil {
 		return nil, err
 	}

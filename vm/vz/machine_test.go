@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -204,7 +203,7 @@ func TestDialUnanswered(t *testing.T) {
 	if _, err := m.Dial(t.Context(), 77); !errors.Is(err, syscall.ETIMEDOUT) {
 		t.Errorf("Dial of a port that never answers = %v, want %v", err, syscall.ETIMEDOUT)
 	}
-	m.hub.patient = time.Hour
+	m.hub.Attach(carrier{m.instance(), time.Hour, m.hub.Done()})
 	ended := make(chan error, 1)
 	go func() { _, err := m.Dial(t.Context(), 77); ended <- err }()
 	time.Sleep(20 * time.Millisecond)
@@ -329,50 +328,5 @@ func TestNetwork(t *testing.T) {
 	m.Close()
 	if _, err := s.network.Stat(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("the framework's end is open after Close: %v", err)
-	}
-}
-
-// silent is a listener that takes one connection and does not notice that it is
-// closed, as the library's.
-type silent struct {
-	net.Listener
-	conns  chan net.Conn
-	closed chan struct{}
-}
-
-func (s silent) Accept() (net.Conn, error) { return <-s.conns, nil }
-func (s silent) Close() error              { close(s.closed); return nil }
-
-type silentBox struct {
-	instance
-	silent
-}
-
-func (b silentBox) listen(uint32) (net.Listener, error) { return b.silent, nil }
-
-func TestAcceptReturnsAfterClose(t *testing.T) {
-	s := silent{conns: make(chan net.Conn), closed: make(chan struct{})}
-	h := newHub(time.Second, slog.New(slog.DiscardHandler))
-	if err := h.attach(silentBox{silent: s}); err != nil {
-		t.Fatal(err)
-	}
-	l, err := h.listen(5)
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted := make(chan error, 1)
-	go func() { _, err := l.Accept(); accepted <- err }()
-	l.Close()
-	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept after Close = %v", err)
-	}
-	<-s.closed
-	near, far := net.Pipe()
-	s.conns <- near // a connection that was on its way must not stay open
-	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("Read of a connection to a closed listener = %v, want EOF", err)
-	}
-	if _, err := h.listen(5); err != nil {
-		t.Errorf("Listen on a port that was closed: %v", err)
 	}
 }

@@ -42,6 +42,7 @@ import (
 	"time"
 
 	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/vm/internal/preflight"
 )
 
 // Sync is what a guest's flush of a disk means on the host.
@@ -114,7 +115,7 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 	if err := d.fw.limits().check(cfg); err != nil {
 		return nil, err
 	}
-	if err := checkFiles(cfg, dir); err != nil {
+	if err := preflight.Files(cfg, dir); err != nil {
 		return nil, err
 	}
 	for _, s := range cfg.Shares {
