@@ -30,6 +30,8 @@ var (
 	// ErrClosed is returned by every call after Close, except Wait, which still
 	// tells why the machine ended; one that was never started ended with ErrClosed.
 	ErrClosed = errors.New("machine is closed")
+	// ErrDiskShrinks says that a disk is larger than it shall be.
+	ErrDiskShrinks = errors.New("a disk cannot shrink")
 	// ErrKilled is what Wait returns when the machine had to be unplugged.
 	ErrKilled = errors.New("machine was killed")
 )
@@ -112,6 +114,18 @@ type Ballooner interface {
 	SetMemory(ctx context.Context, mebibytes int) error
 }
 
+// DiskMaker is implemented by drivers whose disks that are written to are not raw
+// images. A Config for such a driver names what MakeDisk has made; disks that are
+// read only are raw all the same.
+type DiskMaker interface {
+	// DiskSuffix ends the names of such images: ".vhdx".
+	DiskSuffix() string
+	// MakeDisk makes an image of a disk of size bytes that reads as zeros, or makes
+	// the one that is there as large. A disk never shrinks: the error wraps
+	// ErrDiskShrinks then. No machine uses the image.
+	MakeDisk(path string, size int64) error
+}
+
 // Caps says what a driver found on this host.
 type Caps struct {
 	Driver       string `json:"driver"`           // "qemu", "vz", "hyperv", "fake"
@@ -142,7 +156,7 @@ type Config struct {
 	Reset func()
 }
 
-// Disk is one raw disk image.
+// Disk is one raw disk image, or one of a DiskMaker's.
 type Disk struct {
 	Path     string
 	ReadOnly bool

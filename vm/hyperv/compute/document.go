@@ -109,6 +109,16 @@ func (d Design) access() string {
 	return s
 }
 
+// PipeAccess is the SDDL of a pipe for the system, administrators, and whom the SIDs
+// name.
+func PipeAccess(sids ...string) string {
+	s := "D:P(A;;GA;;;SY)(A;;GA;;;BA)"
+	for _, sid := range sids {
+		s += "(A;;GA;;;" + sid + ")"
+	}
+	return s
+}
+
 // modification changes a machine that runs.
 type modification struct {
 	ResourcePath string
