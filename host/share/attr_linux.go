@@ -1,82 +1,34 @@
 package share
 
 import (
-	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/host/share/owner"
 )
 
-// statXattr holds what the host's inode cannot, see the package doc.
-const statXattr = "user.berth.stat"
-
-// override is the content of statXattr.
-type override struct {
-	uid, gid int64  // -1: whoever asks
-	mode     uint32 // with type bits; 0: the host's
-	rdev     uint32
-}
-
-var noOverride = override{uid: -1, gid: -1}
-
-func (o override) String() string {
-	return fmt.Sprintf("%d:%d:%o:%d", o.uid, o.gid, o.mode, o.rdev)
-}
-
-// parseOverride reads statXattr. Whatever is wrong with it makes it void: the
-// host's user may have written it.
-func parseOverride(s string) (override, bool) {
-	part := strings.Split(s, ":")
-	if len(part) != 4 {
-		return noOverride, false
-	}
-	uid, err1 := strconv.ParseInt(part[0], 10, 64)
-	gid, err2 := strconv.ParseInt(part[1], 10, 64)
-	mode, err3 := strconv.ParseUint(part[2], 8, 32)
-	rdev, err4 := strconv.ParseUint(part[3], 10, 32)
-	for _, err := range []error{err1, err2, err3, err4} {
-		if err != nil {
-			return noOverride, false
-		}
-	}
-	const maxID = 1<<32 - 2
-	if uid < -1 || uid > maxID || gid < -1 || gid > maxID || mode > 0o177777 {
-		return noOverride, false
-	}
-	return override{uid, gid, uint32(mode), uint32(rdev)}, true
-}
-
-// hostMode is the permission bits a guest's mode gets on the host: the owner
-// keeps access and set-id bits stay away.
-func hostMode(mode, kind uint32) uint32 {
-	if kind == unix.S_IFDIR {
-		return mode&0o777 | 0o700
-	}
-	return mode&0o777 | 0o600
-}
-
 // load reads a node's override. Links and the host's own special files have none.
-func (n *node) load() override {
-	if n.kind != unix.S_IFREG && n.kind != unix.S_IFDIR {
-		return noOverride
+func (n *node) load() owner.Override {
+	if !owner.Kept(n.kind) {
+		return owner.None
 	}
 	var buf [64]byte
-	size, err := unix.Getxattr(path(n.fd), statXattr, buf[:])
+	size, err := unix.Getxattr(path(n.fd), owner.Xattr, buf[:])
 	if err != nil {
-		return noOverride
+		return owner.None
 	}
-	o, _ := parseOverride(string(buf[:size]))
+	o, _ := owner.Parse(string(buf[:size]))
 	return o
 }
 
-func (n *node) store(o override) fuse.Status {
-	if n.kind != unix.S_IFREG && n.kind != unix.S_IFDIR {
+func (n *node) store(o owner.Override) fuse.Status {
+	if !owner.Kept(n.kind) {
 		return fuse.EPERM
 	}
-	return errnoOK(unix.Setxattr(path(n.fd), statXattr, []byte(o.String()), 0))
+	return errnoOK(unix.Setxattr(path(n.fd), owner.Xattr, []byte(o.String()), 0))
 }
 
 func errnoOK(err error) fuse.Status {
@@ -84,33 +36,6 @@ func errnoOK(err error) fuse.Status {
 		return fuse.OK
 	}
 	return errno(err)
-}
-
-// apply lays o over what the host says.
-func (o override) apply(st *unix.Stat_t, who *fuse.Caller, out *fuse.Attr) {
-	out.Uid, out.Gid = who.Uid, who.Gid
-	if o.uid >= 0 {
-		out.Uid = uint32(o.uid)
-	}
-	if o.gid >= 0 {
-		out.Gid = uint32(o.gid)
-	}
-	out.Mode = st.Mode &^ (unix.S_ISUID | unix.S_ISGID)
-	kind := st.Mode & unix.S_IFMT
-	if o.mode == 0 || hostMode(o.mode, kind) != st.Mode&0o777 {
-		return // none, or the host's user changed the mode since
-	}
-	switch okind := o.mode & unix.S_IFMT; {
-	case okind == kind:
-		out.Mode = o.mode
-	case kind == unix.S_IFREG && st.Size == 0 && isSpecial(okind):
-		out.Mode = o.mode
-		out.Rdev = o.rdev
-	}
-}
-
-func isSpecial(kind uint32) bool {
-	return kind == unix.S_IFCHR || kind == unix.S_IFBLK || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
 }
 
 // fill tells the guest about n.
@@ -128,7 +53,8 @@ func (f *FS) fill(n *node, st *unix.Stat_t, who *fuse.Caller, out *fuse.Attr) {
 		Nlink:     uint32(st.Nlink),
 		Blksize:   4096,
 	}
-	n.load().apply(st, who, out)
+	seen := n.load().Apply(st.Mode, st.Size, who.Uid, who.Gid)
+	out.Mode, out.Uid, out.Gid, out.Rdev = seen.Mode, seen.UID, seen.GID, seen.Rdev
 }
 
 // inode keeps inode numbers apart where the folder holds mounts of other devices.
@@ -193,43 +119,32 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 }
 
 func (n *node) setOwnerAndMode(in *fuse.SetAttrIn) fuse.Status {
-	const owners = fuse.FATTR_UID | fuse.FATTR_GID
-	if in.Valid&(fuse.FATTR_MODE|owners|fuse.FATTR_KILL_SUIDGID) == 0 {
-		return fuse.OK
-	}
-	if n.kind == unix.S_IFLNK {
-		// A link's owner and mode matter to nobody and have no place to be kept.
-		return fuse.OK
-	}
-	o := n.load()
-	before := o
+	c := owner.Change{KillSetID: in.Valid&fuse.FATTR_KILL_SUIDGID != 0}
 	if in.Valid&fuse.FATTR_UID != 0 {
-		o.uid = int64(in.Uid)
+		c.UID = &in.Uid
 	}
 	if in.Valid&fuse.FATTR_GID != 0 {
-		o.gid = int64(in.Gid)
+		c.GID = &in.Gid
 	}
 	if in.Valid&fuse.FATTR_MODE != 0 {
-		kind := n.kind
-		if isSpecial(o.mode & unix.S_IFMT) {
-			kind = o.mode & unix.S_IFMT
-		}
-		o.mode = kind | in.Mode&0o7777
-		if err := unix.Fchmodat(unix.AT_FDCWD, path(n.fd), hostMode(in.Mode, n.kind), 0); err != nil {
+		c.Mode = &in.Mode
+	}
+	// A link's owner and mode matter to nobody and have no place to be kept.
+	if c.Empty() || n.kind == unix.S_IFLNK {
+		return fuse.OK
+	}
+	before := n.load()
+	o := before.Change(n.kind, c)
+	if c.Mode != nil {
+		if err := unix.Fchmodat(unix.AT_FDCWD, path(n.fd), owner.HostMode(in.Mode, n.kind), 0); err != nil {
 			return errno(err)
 		}
-		if o.mode == kind|hostMode(in.Mode, n.kind) && o.uid < 0 && o.gid < 0 && !isSpecial(kind) {
-			o.mode = 0 // the host's inode says it all
-		}
-	}
-	if in.Valid&(owners|fuse.FATTR_KILL_SUIDGID) != 0 && n.kind == unix.S_IFREG && in.Valid&fuse.FATTR_MODE == 0 {
-		o.mode &^= unix.S_ISUID | unix.S_ISGID
 	}
 	if o == before {
 		return fuse.OK
 	}
-	if o == noOverride {
-		unix.Removexattr(path(n.fd), statXattr)
+	if o == owner.None {
+		unix.Removexattr(path(n.fd), owner.Xattr)
 		return fuse.OK
 	}
 	return n.store(o)
@@ -288,14 +203,9 @@ func (f *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) f
 	return fuse.OK
 }
 
-// visible says whether the guest may use an extended attribute: users' own only.
-func visible(attr string) bool {
-	return strings.HasPrefix(attr, "user.") && !strings.HasPrefix(attr, "user.berth.")
-}
-
 // GetXAttr reads an extended attribute.
 func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
-	if !visible(attr) {
+	if !owner.Visible(attr) {
 		return 0, fuse.ENOATTR
 	}
 	n, status := f.node(in.NodeId)
@@ -321,7 +231,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint3
 	}
 	var names []byte
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(all[:size]), "\x00"), "\x00") {
-		if visible(name) {
+		if owner.Visible(name) {
 			names = append(append(names, name...), 0)
 		}
 	}
@@ -337,7 +247,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 	if status := f.writable(); !status.Ok() {
 		return status
 	}
-	if !visible(attr) {
+	if !owner.Visible(attr) {
 		return fuse.Status(unix.EOPNOTSUPP)
 	}
 	n, status := f.node(in.NodeId)
@@ -353,7 +263,7 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	if status := f.writable(); !status.Ok() {
 		return status
 	}
-	if !visible(attr) {
+	if !owner.Visible(attr) {
 		return fuse.ENOATTR
 	}
 	n, status := f.node(in.NodeId)

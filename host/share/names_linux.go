@@ -3,6 +3,8 @@ package share
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/host/share/owner"
 )
 
 // change opens a folder for a change to one of its names; the caller releases it.
@@ -28,14 +30,8 @@ func (f *FS) born(dir *node, name string, who *fuse.Caller, mode, rdev uint32, o
 		return status
 	}
 	defer f.release(n)
-	o := noOverride
-	if who.Uid != 0 || who.Gid != 0 {
-		o.uid, o.gid = int64(who.Uid), int64(who.Gid)
-	}
-	if isSpecial(mode&unix.S_IFMT) || mode&0o7777 != hostMode(mode, n.kind) {
-		o.mode, o.rdev = mode, rdev
-	}
-	if o == noOverride || n.kind == unix.S_IFLNK {
+	o := owner.Born(who.Uid, who.Gid, mode, rdev, n.kind)
+	if o == owner.None {
 		return fuse.OK
 	}
 	if status := n.store(o); !status.Ok() {
@@ -71,14 +67,14 @@ func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.E
 	if mode&unix.S_IFMT == 0 {
 		mode |= unix.S_IFREG
 	}
-	if kind := mode & unix.S_IFMT; kind != unix.S_IFREG && !isSpecial(kind) {
+	if kind := mode & unix.S_IFMT; kind != unix.S_IFREG && !owner.IsSpecial(kind) {
 		return fuse.EINVAL
 	}
 	fd, err := unix.Openat(dir.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return errno(err)
 	}
-	err = unix.Fchmod(fd, hostMode(mode, unix.S_IFREG))
+	err = unix.Fchmod(fd, owner.HostMode(mode, unix.S_IFREG))
 	unix.Close(fd)
 	if err != nil {
 		return f.undo(dir, name, 0, out, errno(err))
@@ -93,7 +89,7 @@ func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.E
 		return status
 	}
 	defer f.release(dir)
-	if err := unix.Mkdirat(dir.fd, name, hostMode(in.Mode, unix.S_IFDIR)); err != nil {
+	if err := unix.Mkdirat(dir.fd, name, owner.HostMode(in.Mode, unix.S_IFDIR)); err != nil {
 		return errno(err)
 	}
 	if status := f.born(dir, name, &in.Caller, unix.S_IFDIR|in.Mode&0o7777, 0, out); !status.Ok() {
@@ -105,7 +101,7 @@ func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.E
 	}
 	defer f.release(n)
 	// The process's own umask is the host's business, not the guest's.
-	return errnoOK(unix.Fchmodat(unix.AT_FDCWD, path(n.fd), hostMode(in.Mode, unix.S_IFDIR), 0))
+	return errnoOK(unix.Fchmodat(unix.AT_FDCWD, path(n.fd), owner.HostMode(in.Mode, unix.S_IFDIR), 0))
 }
 
 // Symlink makes a symbolic link. Where it points is the guest's business: the
@@ -240,7 +236,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	}
 	h := &handle{fd: fd}
 	mode := unix.S_IFREG | in.Mode&0o7777
-	if err = unix.Fchmod(fd, hostMode(mode, unix.S_IFREG)); err != nil {
+	if err = unix.Fchmod(fd, owner.HostMode(mode, unix.S_IFREG)); err != nil {
 		status = errno(err)
 	} else {
 		status = f.born(dir, name, &in.Caller, mode, 0, &out.EntryOut)

@@ -16,6 +16,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/host/share/owner"
 )
 
 // mounted serves a fresh folder through the machine's own FUSE, as the guest's
@@ -285,13 +287,13 @@ func TestXattrs(t *testing.T) {
 	if n, err = unix.Listxattr(p, buf); err != nil || string(buf[:n]) != "user.note\x00" {
 		t.Errorf("list: %q, %v", buf[:max(n, 0)], err)
 	}
-	if _, err = unix.Getxattr(p, statXattr, buf); err == nil {
+	if _, err = unix.Getxattr(p, owner.Xattr, buf); err == nil {
 		t.Error("the guest reads Berth's own attribute")
 	}
-	if err = unix.Setxattr(p, statXattr, []byte("0:0:104777:0"), 0); err == nil {
+	if err = unix.Setxattr(p, owner.Xattr, []byte("0:0:104777:0"), 0); err == nil {
 		t.Error("the guest writes Berth's own attribute")
 	}
-	if _, err = unix.Getxattr(filepath.Join(host, "f"), statXattr, buf); err != nil {
+	if _, err = unix.Getxattr(filepath.Join(host, "f"), owner.Xattr, buf); err != nil {
 		t.Errorf("the owner is not recorded: %v", err)
 	}
 }
@@ -599,20 +601,6 @@ func TestReset(t *testing.T) {
 	if n := f.HandleRequest([][]byte{make([]byte, 64)}, [][]byte{make([]byte, 64)}); n != 0 {
 		t.Errorf("a closed folder answered %d bytes", n)
 	}
-}
-
-func FuzzOverride(f *testing.F) {
-	f.Add("1:2:100644:0")
-	f.Add("-1:-1:0:0")
-	f.Fuzz(func(t *testing.T, s string) {
-		o, ok := parseOverride(s)
-		if !ok {
-			return
-		}
-		if again, ok := parseOverride(o.String()); !ok || again != o {
-			t.Errorf("%q reads as %v, which reads as %v", s, o, again)
-		}
-	})
 }
 
 // FuzzRequest sends arbitrary requests; whatever they do stays in the folder.
