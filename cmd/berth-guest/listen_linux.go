@@ -13,12 +13,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mdlayher/vsock"
-
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/sshd"
 	"github.com/berthvm/berth/guest/wire"
-	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 // servers are the listeners and what serves them.
@@ -56,18 +53,18 @@ func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers,
 		return s, nil
 	}
 	for port, h := range map[uint32]http.Handler{wire.PortDocker: api, wire.PortControl: control(p.engine)} {
-		l, err := vsock.Listen(port, nil)
+		l, err := cfg.way.Listen(port)
 		if err != nil {
-			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+			return nil, err
 		}
-		s.serve(hostOnly{l, cfg.inFrames}, h)
+		s.serve(l, h)
 	}
-	portal, err := vsock.Listen(wire.PortPortal, nil)
+	portal, err := cfg.way.Listen(wire.PortPortal)
 	if err != nil {
-		return nil, fmt.Errorf("listen on vsock port %d: %w", wire.PortPortal, err)
+		return nil, err
 	}
 	s.closers = append(s.closers, portal)
-	s.wg.Go(func() { _ = p.ports.Serve(hostOnly{portal, cfg.inFrames}) })
+	s.wg.Go(func() { _ = p.ports.Serve(portal) })
 	return s, s.serveSSH(ctx, cfg, w)
 }
 
@@ -76,12 +73,12 @@ func (s *servers) serveSSH(ctx context.Context, cfg config, w wire.Welcome) erro
 	if w.SSH.HostKey == "" {
 		return nil
 	}
-	l, err := vsock.Listen(wire.PortSSH, nil)
+	l, err := cfg.way.Listen(wire.PortSSH)
 	if err != nil {
-		return fmt.Errorf("listen on vsock port %d: %w", wire.PortSSH, err)
+		return err
 	}
 	s.wg.Go(func() {
-		err := sshd.Serve(ctx, hostOnly{l, cfg.inFrames}, sshd.Options{HostKey: w.SSH.HostKey, AuthorizedKey: w.SSH.AuthorizedKey, Log: s.log,
+		err := sshd.Serve(ctx, l, sshd.Options{HostKey: w.SSH.HostKey, AuthorizedKey: w.SSH.AuthorizedKey, Log: s.log,
 			Env: []string{"DOCKER_HOST=unix:///run/berth/docker.sock"}})
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("no shells in the machine: the SSH server ended", "error", err)
@@ -126,44 +123,6 @@ func (s *servers) close() {
 
 // patience bounds the end of connections at shutdown: the machine must go down.
 const patience = time.Second
-
-// hostOnly accepts vsock connections of the host's.
-type hostOnly struct {
-	net.Listener
-	inFrames bool // see guest/wire/framed
-}
-
-// Accept implements net.Listener.
-func (l hostOnly) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if a, ok := c.RemoteAddr().(*vsock.Addr); ok && a.ContextID == wire.HostCID {
-			if l.inFrames {
-				return framed.New(c), nil
-			}
-			return c, nil
-		}
-		c.Close()
-	}
-}
-
-// dialHost returns what opens streams to a port of the host; nil where the plain
-// vsock is right, which is every package's default.
-func (c config) dialHost(port uint32) func(context.Context) (net.Conn, error) {
-	if !c.inFrames {
-		return nil
-	}
-	return func(context.Context) (net.Conn, error) {
-		conn, err := vsock.Dial(wire.HostCID, port, nil)
-		if err != nil {
-			return nil, err
-		}
-		return framed.New(conn), nil
-	}
-}
 
 // control serves the control API: GET /v1/health, /v1/spans and /v1/usage.
 func control(e *engine.Engine) http.Handler {

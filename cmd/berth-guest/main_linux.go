@@ -19,9 +19,9 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/berthvm/berth/guest/hostlink"
 	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/oci"
-	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 func main() {
@@ -60,7 +60,7 @@ func main() {
 			fmt.Fprintf(os.Stderr, "berth-guest: %v\n", err)
 			os.Exit(1)
 		}
-		cfg.inFrames = framed.Requested(string(cmdline))
+		cfg.way = hostlink.Of(string(cmdline))
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

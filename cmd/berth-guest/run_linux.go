@@ -31,6 +31,7 @@ import (
 	"github.com/berthvm/berth/guest/engine/networks"
 	"github.com/berthvm/berth/guest/engine/volumes"
 	"github.com/berthvm/berth/guest/hostdial"
+	"github.com/berthvm/berth/guest/hostlink"
 	"github.com/berthvm/berth/guest/image"
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/network"
@@ -42,7 +43,7 @@ import (
 // config is what the command line says.
 type config struct {
 	native    bool
-	inFrames  bool // the host cannot close streams by halves, see guest/wire/framed
+	way       hostlink.Way
 	root, run string
 	welcome   string
 	execPath  string
@@ -169,7 +170,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	}
 	servers := addresses(w.Network.DNS)
 	if !cfg.native {
-		p.ports = publish.New(w.Secret, cfg.dialHost(wire.PortPublishHost), cfg.log)
+		p.ports = publish.New(w.Secret, cfg.way.Dialer(wire.PortPublishHost), cfg.log)
 	}
 	var g errgroup.Group
 	g.Go(func() (err error) {
@@ -229,7 +230,7 @@ func folders(cfg config, w wire.Welcome) hostpath.Map {
 }
 
 func imageOptions(cfg config, w wire.Welcome) image.Options {
-	dialer := &hostdial.Dialer{Secret: w.Secret, Connect: cfg.dialHost(wire.PortLoopbackHost)}
+	dialer := &hostdial.Dialer{Secret: w.Secret, Connect: cfg.way.Dialer(wire.PortLoopbackHost)}
 	o := image.Options{Root: filepath.Join(cfg.root, "images"), Log: cfg.log, Dial: dialer.DialContext}
 	if cfg.native {
 		o.Dial = nil

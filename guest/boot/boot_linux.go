@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,7 @@ type machine struct {
 	phases  *phases
 	reaper  *reaper
 	keeper  *keeper.Server
+	link    *link // once hello is done
 	host    *host
 	engine  *engine
 	button  chan struct{} // gets the power button's presses
@@ -96,7 +98,7 @@ func (m *machine) boot() error {
 	if err := m.phases.run("modules", func() error { return early.load(m.hw.baseModules()...) }); err != nil {
 		return err
 	}
-	hello := startTask("hello", func() error { return m.hello(early) })
+	hello := startTask("hello", func() error { return m.hello(early, string(cmdline)) })
 	extension := startTask("ext4", func() error { return early.load("data") })
 	card := startTask("network card", func() error { return early.load(m.hw.netModules()...) })
 
@@ -121,7 +123,7 @@ func (m *machine) boot() error {
 	if err := writeConfig(m.host.welcome); err != nil {
 		return err
 	}
-	if err := m.keeper.Listen(keeperPath); err != nil {
+	if err := errors.Join(m.keeper.Listen(keeperPath), m.link.lend(m.log)); err != nil {
 		return err
 	}
 	if err := data.wait(); err != nil {
@@ -162,8 +164,12 @@ func (m *machine) mountShares(hurry <-chan struct{}) {
 	if len(shares) == 0 {
 		return
 	}
+	modules := "virtiofs"
+	if slices.ContainsFunc(shares, func(s wire.Share) bool { return s.Protocol == wire.Share9P }) {
+		modules = "9p"
+	}
 	err := m.phases.run("shares", func() error {
-		return errors.Join(loadCore(hurry, "share"), mountShares(sharesDir, shares, mountVirtiofs))
+		return errors.Join(loadCore(hurry, modules), mountShares(sharesDir, shares, m.mountFolder))
 	})
 	if err != nil {
 		m.log.Error("cannot mount all of the host's folders", "err", err)
@@ -171,12 +177,13 @@ func (m *machine) mountShares(hurry <-chan struct{}) {
 }
 
 // hello makes the stream to the host and sets what the Welcome says.
-func (m *machine) hello(early *earlyModules) error {
-	return m.phases.run("hello", func() error {
-		if err := early.load(m.hw.vsockModules()...); err != nil {
+func (m *machine) hello(early *earlyModules, cmdline string) error {
+	return m.phases.run("hello", func() (err error) {
+		m.link, err = openLink(cmdline, func() error { return early.load(m.hw.vsockModules()...) }, m.log)
+		if err != nil {
 			return err
 		}
-		if err := m.host.connect(m.version, m.hw); err != nil {
+		if err := m.host.connect(m.version, m.link); err != nil {
 			return err
 		}
 		if err := setClock(m.host.welcome.Time); err != nil {

@@ -16,14 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/guest/wire/devices"
-	"github.com/berthvm/berth/guest/wire/framed"
 )
 
 // hypervisor is what the kernel's command line says of the machine's devices, see
-// guest/wire/devices and guest/wire/framed.
+// guest/wire/devices.
 type hypervisor struct {
 	hyperV  bool
-	framed  bool             // streams
 	cable   bool             // the network is a stream
 	mac     net.HardwareAddr // of the cable's tap
 	disks   []string         // serials of SCSI disks by LUN
@@ -32,8 +30,8 @@ type hypervisor struct {
 
 func readHypervisor(cmdline string) hypervisor {
 	return hypervisor{
-		hyperV: devices.Has(cmdline, devices.HyperV), framed: framed.Requested(cmdline),
-		cable: devices.Has(cmdline, devices.Cable), mac: devices.FindMAC(cmdline),
+		hyperV: devices.Has(cmdline, devices.HyperV),
+		cable:  devices.Has(cmdline, devices.Cable), mac: devices.FindMAC(cmdline),
 		disks: devices.FindDisks(cmdline), restart: devices.Has(cmdline, devices.Restart),
 	}
 }
@@ -100,12 +98,12 @@ func (h hypervisor) hasSerial(block, disk, serial string) bool {
 
 // plugCable makes the tap device named card, and has its frames carried by a stream
 // for the rest of the boot. The module is loaded.
-func (h hypervisor) plugCable(log func(error)) error {
+func (h hypervisor) plugCable(l *link, log func(error)) error {
 	tap, err := openTap(card, h.mac)
 	if err != nil {
 		return fmt.Errorf("make the network device: %w", err)
 	}
-	stream, err := h.dialHost(devices.CablePort)
+	stream, err := l.dial(devices.CablePort)
 	if err != nil {
 		return errors.Join(err, tap.Close())
 	}
@@ -120,18 +118,6 @@ func (h hypervisor) plugCable(log func(error)) error {
 		log(err)
 	}()
 	return nil
-}
-
-// dialHost opens a stream to a port of the host, framed if they all are.
-func (h hypervisor) dialHost(port uint32) (stream, error) {
-	f, err := dialHost(port, helloPatience)
-	if err != nil {
-		return nil, err
-	}
-	if h.framed {
-		return framed.New(carrier{f}), nil
-	}
-	return f, nil
 }
 
 // openTap makes a tap device. It vanishes with its file.
@@ -176,11 +162,11 @@ const announcePatience = 5 * time.Second
 
 // announceRestart tells a host that has to know that this guest will restart, and
 // waits until it does.
-func (h hypervisor) announceRestart() error {
+func (h hypervisor) announceRestart(l *link) error {
 	if !h.restart {
 		return nil
 	}
-	s, err := h.dialHost(devices.RestartPort)
+	s, err := l.dial(devices.RestartPort)
 	if err != nil {
 		return err
 	}

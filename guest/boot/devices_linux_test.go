@@ -11,10 +11,10 @@ import (
 
 func TestReadHypervisor(t *testing.T) {
 	h := readHypervisor("quiet root=x")
-	if h.hyperV || h.cable || h.framed || h.restart || h.disks != nil {
+	if h.hyperV || h.cable || h.restart || h.disks != nil {
 		t.Errorf("an ordinary machine: %+v", h)
 	}
-	if err := h.announceRestart(); err != nil { // nobody wants to know
+	if err := h.announceRestart(nil); err != nil { // nobody wants to know
 		t.Error(err)
 	}
 	if !slices.Contains(h.vsockModules(), "virtio-vsock") || !slices.Contains(h.netModules(), "net") || slices.Contains(h.baseModules(), "hyperv") {

@@ -43,13 +43,8 @@ func newHost(p *phases) *host {
 }
 
 // connect says hello and takes the Welcome.
-func (h *host) connect(version string, hw hypervisor) error {
-	if hw.framed {
-		if err := announceBoot(); err != nil {
-			return err
-		}
-	}
-	stream, err := hw.dialHost(wire.PortHelloHost)
+func (h *host) connect(version string, l *link) error {
+	stream, err := l.dial(wire.PortHelloHost)
 	if err != nil {
 		return err
 	}
@@ -61,12 +56,6 @@ func (h *host) connect(version string, hw hypervisor) error {
 	go h.write(stream)
 	go h.read(stream)
 	return nil
-}
-
-// stream is one to the host: a file, or frames over one.
-type stream interface {
-	io.ReadWriteCloser
-	SetDeadline(t time.Time) error
 }
 
 // announceBoot tells the host that this is a new boot, and waits until it knows.

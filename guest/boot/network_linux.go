@@ -20,7 +20,7 @@ const card = "eth0"
 func (m *machine) configureNetwork() error {
 	n := m.host.welcome.Network
 	if m.hw.cable && n.Address != "" {
-		err := m.hw.plugCable(func(err error) { m.log.Error("the network cable is out", "err", err) })
+		err := m.hw.plugCable(m.link, func(err error) { m.log.Error("the network cable is out", "err", err) })
 		if err != nil {
 			return err
 		}

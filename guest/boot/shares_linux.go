@@ -18,7 +18,7 @@ const sharesDir = runDir + "/share"
 
 // mountShares mounts the host's folders, all at once. The module is loaded. One
 // that fails leaves the others alone.
-func mountShares(dir string, shares []wire.Share, mount func(tag, target string, flags uintptr) error) error {
+func mountShares(dir string, shares []wire.Share, mount func(s wire.Share, target string, flags uintptr) error) error {
 	var mu sync.Mutex
 	var errs []error
 	var all sync.WaitGroup
@@ -40,7 +40,7 @@ func mountShares(dir string, shares []wire.Share, mount func(tag, target string,
 	return errors.Join(errs...)
 }
 
-func mountShare(dir string, s wire.Share, mount func(tag, target string, flags uintptr) error) (err error) {
+func mountShare(dir string, s wire.Share, mount func(s wire.Share, target string, flags uintptr) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.WriteFile(filepath.Join(dir, s.Tag+".error"), []byte(err.Error()), 0o600))
@@ -54,11 +54,48 @@ func mountShare(dir string, s wire.Share, mount func(tag, target string, flags u
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
-	return mount(s.Tag, target, flags)
+	return mount(s, target, flags)
 }
 
-func mountVirtiofs(tag, target string, flags uintptr) error {
-	if err := unix.Mount(tag, target, "virtiofs", flags, ""); err != nil {
+// mountFolder mounts one folder by the protocol that it comes with.
+func (m *machine) mountFolder(s wire.Share, target string, flags uintptr) error {
+	if s.Protocol == wire.Share9P {
+		return m.mount9P(s, target, flags)
+	}
+	if err := unix.Mount(s.Tag, target, "virtiofs", flags, ""); err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	return nil
+}
+
+// mount9P mounts a folder that a server on one of the host's ports has. Each user
+// of the guest attaches by itself, and so is known to the server. Nothing is cached
+// but what a program has mapped: the host's programs change files, too.
+func (m *machine) mount9P(s wire.Share, target string, flags uintptr) error {
+	f, err := m.link.file(s.Port)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // the mount has its own reference
+	if s.Port == wire.PortFolderHost {
+		_, err := f.Write(m.host.welcome.Secret)
+		if err == nil {
+			err = wire.WriteFrame(f, wire.FolderRequest{Tag: s.Tag})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var mountErr error
+	err = raw.Control(func(fd uintptr) {
+		options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=mmap,aname=%s", fd, fd, wire.Max9P, s.Tag)
+		mountErr = unix.Mount(s.Tag, target, "9p", flags, options)
+	})
+	if err := errors.Join(err, mountErr); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	return nil

@@ -19,7 +19,8 @@ func TestMountShares(t *testing.T) {
 	mounted := map[string]uintptr{}
 	err := mountShares(dir, []wire.Share{
 		{Tag: "a", Path: "/home/u"}, {Tag: "a", Path: "/Users/u"}, {Tag: "b", Path: "/data", ReadOnly: true}, {Tag: "c", Path: "/gone"},
-	}, func(tag, target string, flags uintptr) error {
+	}, func(s wire.Share, target string, flags uintptr) error {
+		tag := s.Tag
 		if st, err := os.Stat(target); err != nil || !st.IsDir() {
 			t.Errorf("no directory %s to mount on: %v", target, err)
 		}

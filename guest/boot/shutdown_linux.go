@@ -38,7 +38,7 @@ func (m *machine) shutdown(how int, grace time.Duration) {
 	m.host.flush(time.Second)
 	unmountAll(m.log)
 	if how == unix.LINUX_REBOOT_CMD_RESTART {
-		if err := m.hw.announceRestart(); err != nil {
+		if err := m.hw.announceRestart(m.link); err != nil {
 			m.log.Warn("cannot tell the host of the restart, which may end the machine", "err", err)
 		}
 	}

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mdlayher/vsock"
-
 	"github.com/berthvm/berth/guest/wire"
 )
 
@@ -25,7 +23,7 @@ const timeout = 15 * time.Second
 // host's, all else is reached directly. It is safe for concurrent use.
 type Dialer struct {
 	Secret []byte // of the boot, wire.SecretSize bytes
-	// Connect opens a stream to wire.PortLoopbackHost; nil means by vsock.
+	// Connect opens a stream to wire.PortLoopbackHost.
 	Connect func(ctx context.Context) (net.Conn, error)
 	// Direct makes the other connections; nil means a net.Dialer.
 	Direct func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -58,11 +56,7 @@ func (d *Dialer) dialHost(ctx context.Context, network, addr string) (_ net.Conn
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	connect := d.Connect
-	if connect == nil {
-		connect = connectVsock
-	}
-	conn, err := connect(ctx)
+	conn, err := d.Connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the machine's host does not answer: %w", err)
 	}
@@ -97,10 +91,6 @@ func (d *Dialer) ask(conn net.Conn, addr string) error {
 		return errors.New(reply.Error)
 	}
 	return nil
-}
-
-func connectVsock(context.Context) (net.Conn, error) {
-	return vsock.Dial(wire.HostCID, wire.PortLoopbackHost, nil)
 }
 
 // IsLoopback says whether addr, with or without a port, is localhost or a

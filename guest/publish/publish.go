@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mdlayher/vsock"
-
 	"github.com/berthvm/berth/guest/wire"
 )
 
@@ -35,13 +33,8 @@ type Publisher struct {
 }
 
 // New returns a Publisher that asks with the boot's secret. connect opens a
-// stream to wire.PortPublishHost; nil means by vsock.
+// stream to wire.PortPublishHost.
 func New(secret []byte, connect func(ctx context.Context) (net.Conn, error), log *slog.Logger) *Publisher {
-	if connect == nil {
-		connect = func(context.Context) (net.Conn, error) {
-			return vsock.Dial(wire.HostCID, wire.PortPublishHost, nil)
-		}
-	}
 	return &Publisher{secret: secret, connect: connect, log: log, ports: map[uint64]*Port{}}
 }
 

@@ -9,6 +9,7 @@
 //	1  guest→host  hello      JSON frames, both ways, for the life of the boot
 //	2  guest→host  loopback   Preamble, DialRequest, DialReply, then raw bytes
 //	3  guest→host  publish    Preamble, PublishRequest, PublishReply; open while the stream is
+//	4  guest→host  folder     Preamble, FolderRequest, then 9P2000.L
 //	7  guest→host  restart    see guest/wire/devices, as of 8, the network cable
 //	9  guest→host  boot       see guest/wire/framed
 //	10 host→guest  control    HTTP/1.1 and JSON, served by the engine
@@ -67,6 +68,7 @@ const (
 	PortHelloHost    = 1
 	PortLoopbackHost = 2
 	PortPublishHost  = 3
+	PortFolderHost   = 4
 
 	PortControl = 10
 	PortDocker  = 11
@@ -117,14 +119,31 @@ type Welcome struct {
 	Shares   []Share   `json:"shares,omitempty"`
 }
 
-// Share is a folder of the host that the guest mounts by its tag, as virtiofs. A
-// folder with several names on the host, by symbolic links, comes once for each
-// with the same tag.
+// Share is a folder of the host that the guest mounts by its tag. A folder with
+// several names on the host, by symbolic links, comes once for each with the same
+// tag.
 type Share struct {
-	Tag      string `json:"tag"`
-	Path     string `json:"path"` // on the host, absolute and clean
-	ReadOnly bool   `json:"readOnly,omitempty"`
+	Tag      string        `json:"tag"`
+	Path     string        `json:"path"` // on the host, absolute and clean
+	ReadOnly bool          `json:"readOnly,omitempty"`
+	Protocol ShareProtocol `json:"protocol,omitempty"`
+	// Port is the host's port with the 9P server. On PortFolderHost that is the
+	// host's own, which a FolderRequest tells the folder; another is a hypervisor's,
+	// which knows the folder by its tag as the name to attach.
+	Port uint32 `json:"port,omitempty"`
 }
+
+// ShareProtocol is how the guest gets at a folder.
+type ShareProtocol string
+
+// The protocols.
+const (
+	ShareVirtiofs ShareProtocol = ""
+	Share9P       ShareProtocol = "9p" // 2000.L, over a stream
+)
+
+// Max9P is the largest 9P message, in bytes.
+const Max9P = 128 << 10
 
 // Network is the guest's address on the host's user-mode network.
 type Network struct {
@@ -218,6 +237,12 @@ type DialRequest struct {
 // DialReply is the host's answer. Raw bytes follow when Error is empty.
 type DialReply struct {
 	Error string `json:"error,omitempty"`
+}
+
+// FolderRequest says which folder the 9P that follows is about, on PortFolderHost,
+// after the secret. The host hangs up when it does not lend such a folder.
+type FolderRequest struct {
+	Tag string `json:"tag"` // of a Share
 }
 
 // PublishRequest asks the host to listen for a container, on PortPublishHost,
