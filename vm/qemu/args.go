@@ -7,25 +7,20 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berthvm/berth/guest/wire/muxed"
 	"github.com/berthvm/berth/vm"
 )
 
 // spec is all that QEMU's arguments follow from.
 type spec struct {
 	cfg     vm.Config
+	goos    string // of the host
 	arch    string // GOARCH
-	accel   string // KVM or TCG
+	accel   string // KVM, HVF, WHPX or TCG
+	cpu     string // the model
+	serial  bool   // a serial port in place of what needs vhost-user
 	sandbox bool
-	fds     sockets
-}
-
-// sockets are the descriptors QEMU inherits; a zero one is absent.
-type sockets struct {
-	qmp     int // listening
-	console int // connected, like the rest
-	vsock   int
-	net     int
-	shares  []int // in the order of Config.Shares
+	plugs   plugs
 }
 
 // argv is QEMU's command line, without the program.
@@ -33,23 +28,27 @@ func (s spec) argv() []string {
 	args := slices.Concat(
 		nameArgs(s.cfg.Name),
 		machineArgs(s.arch, s.accel),
-		cpuArgs(s.arch, s.accel, s.cfg.CPUs),
-		memoryArgs(s.cfg.MemoryMiB),
+		cpuArgs(s.cpu, s.cfg.CPUs),
+		memoryArgs(s.cfg.MemoryMiB, !s.serial),
 		bootArgs(s),
-		monitorArgs(s.fds.qmp),
-		consoleArgs(s.fds.console),
+		monitorArgs(s.plugs.qmp),
+		consoleArgs(s.plugs.console),
 		rngArgs(),
 		balloonArgs(),
-		vsockArgs(s.fds.vsock),
 	)
+	if s.serial {
+		args = append(args, serialArgs(s.plugs.streams)...)
+	} else {
+		args = append(args, vsockArgs(s.plugs.streams)...)
+	}
 	for i, d := range s.cfg.Disks {
-		args = append(args, diskArgs(i, d)...)
+		args = append(args, diskArgs(i, d, s.goos)...)
 	}
-	if s.cfg.Network != nil && s.fds.net != 0 {
-		args = append(args, netArgs(s.fds.net, s.cfg.Network.MAC())...)
+	if s.cfg.Network != nil && !s.plugs.net.none() {
+		args = append(args, netArgs(s.plugs.net, s.cfg.Network.MAC())...)
 	}
-	for i, fd := range s.fds.shares {
-		args = append(args, shareArgs(i, fd, s.cfg.Shares[i].Tag)...)
+	for i, p := range s.plugs.shares {
+		args = append(args, shareArgs(i, p, s.cfg.Shares[i].Tag)...)
 	}
 	return append(args, sandboxArgs(s.sandbox)...)
 }
@@ -69,37 +68,49 @@ func machineArgs(arch, accel string) []string {
 	machine := "q35,smm=off,smbus=off,sata=off,usb=off,vmport=off,hpet=off,i8042=off"
 	if arch == "arm64" {
 		machine = "virt,gic-version=max"
+		if accel == HVF {
+			machine = "virt,gic-version=2" // QEMU before 8.0 has no other there
+		}
 	}
 	accelerator := accel
-	if accel == TCG {
+	switch {
+	case accel == TCG:
 		// Translated code is kept in up to a gigabyte by default, and never given
 		// back; booting and running a few containers needs an eighth of that.
 		accelerator = "tcg,thread=multi,tb-size=256"
+	case accel == WHPX && arch == "amd64":
+		accelerator = "whpx,kernel-irqchip=off" // the other loses interrupts
 	}
 	return []string{"-machine", machine + ",memory-backend=mem,dump-guest-core=off", "-accel", accelerator}
 }
 
-func cpuArgs(arch, accel string, cpus int) []string {
-	model := "host"
-	if accel == TCG {
-		switch arch {
-		case "amd64":
-			model = "max,-erms" // "rep movsb" is emulated byte by byte
-		case "arm64":
-			model = "max,pauth-impdef=on" // the architected algorithm costs three times the boot
-		default:
-			model = "max"
-		}
+// cpuModels are the models to try, best first.
+func cpuModels(arch, accel string) []string {
+	switch {
+	case accel == WHPX && arch == "amd64":
+		// QEMU has learned late to show the host's own there.
+		return []string{"host", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+aes"}
+	case accel != TCG:
+		return []string{"host"}
+	case arch == "amd64":
+		return []string{"max,-erms"} // "rep movsb" is emulated byte by byte
+	case arch == "arm64":
+		return []string{"max,pauth-impdef=on"} // the architected algorithm costs three times the boot
 	}
+	return []string{"max"}
+}
+
+func cpuArgs(model string, cpus int) []string {
 	return []string{"-cpu", model, "-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", cpus, cpus)}
 }
 
-// memoryArgs makes memory that the vhost-user devices can share.
-func memoryArgs(mib int) []string {
-	return []string{
-		"-m", fmt.Sprintf("size=%dM", mib),
-		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", mib),
+// memoryArgs makes memory; what vhost-user devices can share is a memfd.
+func memoryArgs(mib int, shared bool) []string {
+	backend := fmt.Sprintf("memory-backend-ram,id=mem,size=%dM", mib)
+	if shared {
+		backend = fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", mib)
 	}
+	return []string{"-m", fmt.Sprintf("size=%dM", mib), "-object", backend}
 }
 
 func bootArgs(s spec) []string {
@@ -122,20 +133,23 @@ func cmdline(s spec) []string {
 		// The kernel distrusts an emulated TSC and would read a slower clock.
 		args = append(args, "tsc=reliable")
 	}
+	if s.serial {
+		args = append(args, muxed.Param)
+	}
 	return append(args, s.cfg.Cmdline...)
 }
 
-func monitorArgs(fd int) []string {
+func monitorArgs(p plug) []string {
 	return []string{
-		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fd),
+		"-chardev", "socket,id=qmp," + p.address() + ",server=on,wait=off",
 		"-mon", "chardev=qmp,mode=control",
 	}
 }
 
 // consoleArgs attach the serial port, which shows a kernel's first words too.
-func consoleArgs(fd int) []string {
+func consoleArgs(p plug) []string {
 	return []string{
-		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fd),
+		"-chardev", "socket,id=console," + p.address(),
 		"-serial", "chardev:console",
 	}
 }
@@ -149,16 +163,29 @@ func balloonArgs() []string {
 	return []string{"-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on"}
 }
 
-func vsockArgs(fd int) []string {
+func vsockArgs(p plug) []string {
 	return []string{
-		"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", fd),
+		"-chardev", "socket,id=vsock," + p.address(),
 		"-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
+	}
+}
+
+// serialArgs attach the virtio-serial port that carries streams.
+func serialArgs(p plug) []string {
+	return []string{
+		"-chardev", "socket,id=streams," + p.address(),
+		"-device", "virtio-serial-pci,id=ports,max_ports=2,disable-legacy=on",
+		"-device", "virtserialport,bus=ports.0,nr=1,chardev=streams,name=" + muxed.PortName,
 	}
 }
 
 // diskArgs attach one raw image. QEMU's defaults for the cache are the ones of
 // cache=writeback: writes go to the host's page cache, a flush is an fdatasync.
-func diskArgs(i int, d vm.Disk) []string {
+func diskArgs(i int, d vm.Disk, goos string) []string {
+	locking := "auto" // where QEMU can
+	if goos == "linux" {
+		locking = "on"
+	}
 	node := fmt.Sprintf("disk%d", i)
 	blockdev, err := json.Marshal(map[string]any{
 		"driver":    "raw",
@@ -170,7 +197,7 @@ func diskArgs(i int, d vm.Disk) []string {
 			"filename":  d.Path,
 			"read-only": d.ReadOnly,
 			"discard":   "unmap",
-			"locking":   "on",
+			"locking":   locking,
 		},
 	})
 	if err != nil {
@@ -186,18 +213,22 @@ func diskArgs(i int, d vm.Disk) []string {
 	return []string{"-blockdev", string(blockdev), "-device", device}
 }
 
-func netArgs(fd int, mac net.HardwareAddr) []string {
+func netArgs(p plug, mac net.HardwareAddr) []string {
+	address := fmt.Sprintf("addr.type=fd,addr.str=%d", p.fd)
+	if p.fd == 0 {
+		address = "addr.type=unix,addr.path=" + escape(p.path)
+	}
 	return []string{
-		"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", fd),
+		"-netdev", "stream,id=net,server=off," + address,
 		"-device", "virtio-net-pci,netdev=net,mac=" + mac.String() + ",romfile=,disable-legacy=on",
 	}
 }
 
 // shareArgs attach one shared folder. The queue is as long as QEMU allows, so
 // that many small requests can be under way.
-func shareArgs(i, fd int, tag string) []string {
+func shareArgs(i int, p plug, tag string) []string {
 	return []string{
-		"-chardev", fmt.Sprintf("socket,id=share%d,fd=%d", i, fd),
+		"-chardev", fmt.Sprintf("socket,id=share%d,%s", i, p.address()),
 		"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=share%d,tag=%s,queue-size=1024", i, tag),
 	}
 }

@@ -8,15 +8,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/berthvm/berth/guest/wire/muxed"
 	"github.com/berthvm/berth/vm"
 )
 
-// cable is a network of which only the address matters.
-type cable struct{ mac net.HardwareAddr }
+// card is a network of which only the address matters.
+type card struct{ mac net.HardwareAddr }
 
-func (c cable) MAC() net.HardwareAddr                       { return c.mac }
-func (cable) ServeStream(context.Context, net.Conn) error   { return nil }
-func (cable) ServeDatagram(context.Context, net.Conn) error { return nil }
+func (c card) MAC() net.HardwareAddr                       { return c.mac }
+func (card) ServeStream(context.Context, net.Conn) error   { return nil }
+func (card) ServeDatagram(context.Context, net.Conn) error { return nil }
 
 func TestDeviceArgs(t *testing.T) {
 	tests := []struct {
@@ -36,27 +37,46 @@ func TestDeviceArgs(t *testing.T) {
 		{"machine arm64", machineArgs("arm64", TCG), []string{
 			"-machine", "virt,gic-version=max,memory-backend=mem,dump-guest-core=off", "-accel", "tcg,thread=multi,tb-size=256",
 		}},
-		{"cpu amd64 tcg", cpuArgs("amd64", TCG, 1), []string{"-cpu", "max,-erms", "-smp", "cpus=1,sockets=1,cores=1,threads=1"}},
-		{"cpu amd64 kvm", cpuArgs("amd64", KVM, 4), []string{"-cpu", "host", "-smp", "cpus=4,sockets=1,cores=4,threads=1"}},
-		{"cpu arm64 tcg", cpuArgs("arm64", TCG, 2), []string{"-cpu", "max,pauth-impdef=on", "-smp", "cpus=2,sockets=1,cores=2,threads=1"}},
-		{"cpu arm64 kvm", cpuArgs("arm64", KVM, 1)[:2], []string{"-cpu", "host"}},
-		{"memory", memoryArgs(512), []string{
+		{"machine arm64 hvf", machineArgs("arm64", HVF), []string{
+			"-machine", "virt,gic-version=2,memory-backend=mem,dump-guest-core=off", "-accel", "hvf",
+		}},
+		{"machine amd64 whpx", machineArgs("amd64", WHPX)[2:], []string{"-accel", "whpx,kernel-irqchip=off"}},
+		{"machine arm64 whpx", machineArgs("arm64", WHPX)[2:], []string{"-accel", "whpx"}},
+		{"cpu", cpuArgs("host", 4), []string{"-cpu", "host", "-smp", "cpus=4,sockets=1,cores=4,threads=1"}},
+		{"models amd64 tcg", cpuModels("amd64", TCG), []string{"max,-erms"}},
+		{"models arm64 tcg", cpuModels("arm64", TCG), []string{"max,pauth-impdef=on"}},
+		{"models kvm", cpuModels("amd64", KVM), []string{"host"}},
+		{"models hvf", cpuModels("arm64", HVF), []string{"host"}},
+		{"models whpx", cpuModels("amd64", WHPX), []string{"host", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+aes"}},
+		{"memory", memoryArgs(512, true), []string{
 			"-m", "size=512M", "-object", "memory-backend-memfd,id=mem,size=512M,share=on",
 		}},
-		{"monitor", monitorArgs(3), []string{
+		{"private memory", memoryArgs(512, false), []string{"-m", "size=512M", "-object", "memory-backend-ram,id=mem,size=512M"}},
+		{"named monitor", monitorArgs(plug{path: `C:\a,b\qmp.sock`})[:2], []string{
+			"-chardev", `socket,id=qmp,path=C:\a,,b\qmp.sock,server=on,wait=off`,
+		}},
+		{"named console", consoleArgs(plug{path: "/m/console.sock"})[:2], []string{"-chardev", "socket,id=console,path=/m/console.sock"}},
+		{"serial", serialArgs(plug{fd: 5}), []string{
+			"-chardev", "socket,id=streams,fd=5", "-device", "virtio-serial-pci,id=ports,max_ports=2,disable-legacy=on",
+			"-device", "virtserialport,bus=ports.0,nr=1,chardev=streams,name=berth.streams",
+		}},
+		{"named net", netArgs(plug{path: "/m/n,t.sock"}, net.HardwareAddr{2, 0, 0, 0, 0, 1})[:2], []string{
+			"-netdev", "stream,id=net,server=off,addr.type=unix,addr.path=/m/n,,t.sock",
+		}},
+		{"monitor", monitorArgs(plug{fd: 3}), []string{
 			"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
 		}},
-		{"console", consoleArgs(4), []string{"-chardev", "socket,id=console,fd=4", "-serial", "chardev:console"}},
+		{"console", consoleArgs(plug{fd: 4}), []string{"-chardev", "socket,id=console,fd=4", "-serial", "chardev:console"}},
 		{"rng", rngArgs(), []string{"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,disable-legacy=on"}},
 		{"balloon", balloonArgs(), []string{"-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on"}},
-		{"vsock", vsockArgs(5), []string{
+		{"vsock", vsockArgs(plug{fd: 5}), []string{
 			"-chardev", "socket,id=vsock,fd=5", "-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
 		}},
-		{"net", netArgs(6, net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}), []string{
+		{"net", netArgs(plug{fd: 6}, net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}), []string{
 			"-netdev", "stream,id=net,server=off,addr.type=fd,addr.str=6",
 			"-device", "virtio-net-pci,netdev=net,mac=5a:94:ef:e4:0c:ee,romfile=,disable-legacy=on",
 		}},
-		{"share", shareArgs(1, 7, "home"), []string{
+		{"share", shareArgs(1, plug{fd: 7}, "home"), []string{
 			"-chardev", "socket,id=share1,fd=7", "-device", "vhost-user-fs-pci,chardev=share1,tag=home,queue-size=1024",
 		}},
 		{"sandbox", sandboxArgs(true), []string{"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}},
@@ -85,7 +105,7 @@ func TestDiskArgs(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			args := diskArgs(7, tt.disk)
+			args := diskArgs(7, tt.disk, "linux")
 			if len(args) != 4 || args[0] != "-blockdev" || args[2] != "-device" {
 				t.Fatalf("args = %q", args)
 			}
@@ -136,7 +156,8 @@ func TestArgv(t *testing.T) {
 			Disks: []vm.Disk{{Path: "/a"}, {Path: "/b"}},
 		},
 		arch: "amd64", accel: TCG,
-		fds: sockets{qmp: 3, console: 4, vsock: 5, net: 6},
+		goos:  "linux",
+		plugs: plugs{qmp: plug{fd: 3}, console: plug{fd: 4}, streams: plug{fd: 5}, net: plug{fd: 6}},
 	}
 	bare := s.argv()
 	count := func(args []string, text string) int {
@@ -159,9 +180,20 @@ func TestArgv(t *testing.T) {
 	if a > b {
 		t.Error("the disks are not in order")
 	}
-	s.cfg.Network = cable{net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+	s.cfg.Network = card{net.HardwareAddr{2, 0, 0, 0, 0, 1}}
 	if got := count(s.argv(), "virtio-net-pci"); got != 1 {
 		t.Errorf("%d network devices, want 1", got)
+	}
+	if count(s.argv(), "memfd") != 1 || count(s.argv(), "vhost-user-vsock") != 1 || count(s.argv(), muxed.Param) != 0 {
+		t.Errorf("a machine with vhost-user: %q", s.argv())
+	}
+	s.serial = true
+	if count(s.argv(), "memfd") != 0 || count(s.argv(), "vhost-user") != 0 || count(s.argv(), "virtserialport") != 1 || count(s.argv(), muxed.Param) != 1 {
+		t.Errorf("a machine with a serial port: %q", s.argv())
+	}
+	s.goos = "windows"
+	if count(s.argv(), `"locking":"auto"`) != 2 {
+		t.Error("QEMU on Windows refuses to lock disks")
 	}
 	s.cfg.Initrd = ""
 	if slices.Contains(s.argv(), "-initrd") {
@@ -172,7 +204,7 @@ func TestArgv(t *testing.T) {
 // TestArgvShape holds what QEMU would answer with a confusing message: an
 // empty argument.
 func TestArgvShape(t *testing.T) {
-	s := spec{cfg: vm.Config{Name: "dev", CPUs: 1, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", Disks: []vm.Disk{{Path: "/a"}}}, arch: "amd64", accel: KVM, sandbox: true}
+	s := spec{cfg: vm.Config{Name: "dev", CPUs: 1, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", Disks: []vm.Disk{{Path: "/a"}}}, arch: "amd64", accel: KVM, cpu: "host", sandbox: true}
 	for _, a := range s.argv() {
 		if a == "" {
 			t.Fatalf("an argument is empty: %q", s.argv())

@@ -13,29 +13,32 @@ import (
 	"github.com/berthvm/berth/vm/internal/testguest"
 )
 
-// BenchmarkVsock measures a stream into the guest beside a unix socket of the
-// host, both to a program that returns every byte: the round trip of one byte,
-// and 64 MiB there and back. Medians of interleaved repetitions.
-func BenchmarkVsock(b *testing.B) {
-	m, _ := realMachine(b, New(Options{}), guestConfig(b))
-	local := echoSocket(b)
-	paths := []func() net.Conn{
-		func() net.Conn {
+// BenchmarkStreams measures streams into the guest, by vsock and by serial port,
+// beside a unix socket of the host, all to a program that returns every byte: the
+// round trip of one byte, and 64 MiB there and back. Medians of interleaved
+// repetitions.
+func BenchmarkStreams(b *testing.B) {
+	cfg := guestConfig(b)
+	into := func(o Options) func() net.Conn {
+		m, _ := realMachine(b, New(o), cfg)
+		return func() net.Conn {
 			c, err := m.Dial(b.Context(), testguest.PortEcho)
 			if err != nil {
 				b.Fatal(err)
 			}
 			return c
-		},
-		func() net.Conn {
-			c, err := net.Dial("unix", local)
-			if err != nil {
-				b.Fatal(err)
-			}
-			return c
-		},
+		}
 	}
-	var trips, rates [2][]float64
+	local := echoSocket(b)
+	names := []string{"vsock", "serial", "unix"}
+	paths := []func() net.Conn{into(Options{}), into(Options{Serial: true}), func() net.Conn {
+		c, err := net.Dial("unix", local)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return c
+	}}
+	trips, rates := make([][]float64, len(paths)), make([][]float64, len(paths))
 	for range 5 {
 		for i, dial := range paths {
 			trips[i] = append(trips[i], roundTrip(b, dial()))
@@ -43,10 +46,14 @@ func BenchmarkVsock(b *testing.B) {
 		}
 	}
 	middle := func(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
-	b.ReportMetric(middle(trips[0]), "vsock-roundtrip-us")
-	b.ReportMetric(middle(trips[0])/middle(trips[1]), "roundtrip/unix")
-	b.ReportMetric(middle(rates[0]), "vsock-echo-MiB/s")
-	b.ReportMetric(middle(rates[0])/middle(rates[1]), "echo/unix")
+	for i, name := range names {
+		b.ReportMetric(middle(trips[i]), name+"-roundtrip-us")
+		b.ReportMetric(middle(rates[i]), name+"-echo-MiB/s")
+	}
+	b.ReportMetric(middle(trips[0])/middle(trips[2]), "vsock-roundtrip/unix")
+	b.ReportMetric(middle(rates[0])/middle(rates[2]), "vsock-echo/unix")
+	b.ReportMetric(middle(trips[1])/middle(trips[0]), "serial-roundtrip/vsock")
+	b.ReportMetric(middle(rates[1])/middle(rates[0]), "serial-echo/vsock")
 	b.ReportMetric(0, "ns/op")
 }
 

@@ -317,7 +317,6 @@ func TestArm64(t *testing.T) {
 		t.Skip("qemu-system-aarch64 is not installed: " + remedy("linux", "arm64"))
 	}
 	cfg := plainConfig(t)
-	switchOff := []byte{0x00, 0x01, 0x80, 0xd2, 0x00, 0x80, 0xb0, 0xf2, 0x02, 0x00, 0x00, 0xd4} // as in vm/internal/kvm
 	if err := os.WriteFile(cfg.Kernel, switchOff, 0o600); err != nil {
 		t.Fatal(err)
 	}

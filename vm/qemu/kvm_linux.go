@@ -18,8 +18,12 @@ import (
 // exits. Without the call the driver never uses KVM.
 func RunProbeChild() { kvm.RunProbeChild() }
 
-// kvmFault says what is wrong with KVM; "" is nothing.
-func kvmFault(ctx context.Context, p program, arch, cacheDir string) (string, error) {
+// native is this host's accelerator.
+const native = KVM
+
+// nativeFault says what is wrong with KVM; "" is nothing. What a trial has found
+// is kept in cacheDir.
+func nativeFault(ctx context.Context, p program, arch, model, cacheDir string) (string, error) {
 	if fault := kvm.Open(); fault != "" {
 		return fault, nil
 	}
@@ -32,7 +36,7 @@ func kvmFault(ctx context.Context, p program, arch, cacheDir string) (string, er
 	}
 	fault, err := kvm.Try(ctx)
 	if err == nil && fault == "" {
-		fault, err = tryQEMU(ctx, p, arch)
+		fault, err = tryQEMU(ctx, p, arch, KVM, model)
 	}
 	if err == nil && cacheDir != "" {
 		writeProbe(cache, probeResult{probeKey: key, Boot: bootID(), Fault: fault})

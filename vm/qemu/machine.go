@@ -10,21 +10,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/life"
-	"github.com/berthvm/berth/vm/internal/virtiofs"
-	"github.com/berthvm/berth/vm/internal/virtiovsock"
 )
 
 const (
-	guestCID = 3
-
 	// pressEvery is how often Stop presses the power button.
 	pressEvery = 2 * time.Second
 	// retryEvery is how often a write that found the host's disk full is retried.
@@ -36,8 +32,6 @@ const (
 	dieWithin = 10 * time.Second
 )
 
-func supported() error { return nil }
-
 // machine implements vm.Machine.
 type machine struct {
 	cfg    vm.Config
@@ -46,8 +40,10 @@ type machine struct {
 	dir    string
 	log    *slog.Logger
 	life   *life.Life
-	device *virtiovsock.Device
-	shares []*virtiofs.Device
+	layout layout
+	device streams
+	serial bool // device is a serial port
+	shares []folder
 	locks  []*os.File    // the disks, locked
 	booted chan struct{} // closed when Start has set mon, or given up
 
@@ -85,7 +81,7 @@ func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, err
 		return nil, fmt.Errorf("machine directory: %s is not a directory", dir)
 	}
 	log := d.log.With("machine", cfg.Name)
-	shares, err := shareDevices(cfg.Shares, log)
+	shares, err := d.folders(cfg.Shares, log)
 	if err != nil {
 		return nil, err
 	}
@@ -99,23 +95,24 @@ func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, err
 	return &machine{
 		cfg: cfg, host: h, arch: d.opts.Arch, dir: dir, log: log, life: life.New(), locks: locks, shares: shares,
 		booted: make(chan struct{}),
-		device: virtiovsock.New(virtiovsock.Options{GuestCID: guestCID, Log: log}),
+		layout: d.layout, device: d.newStreams(log), serial: d.serial(),
 	}, nil
 }
 
-func shareDevices(shares []vm.Share, log *slog.Logger) ([]*virtiofs.Device, error) {
-	var devices []*virtiofs.Device
+// folders makes a device for each share. Without vhost-user there is none.
+func (d *Driver) folders(shares []vm.Share, log *slog.Logger) ([]folder, error) {
+	var all []folder
 	for _, s := range shares {
-		if s.Server == nil {
-			return nil, fmt.Errorf("share %q has no server", s.Tag)
+		if d.serial() {
+			return nil, fmt.Errorf("share %q: machines of this driver have no device for shared folders here", s.Tag)
 		}
-		d, err := virtiofs.New(s.Tag, s.Server, log)
+		f, err := newFolder(s, log)
 		if err != nil {
-			return nil, fmt.Errorf("share %q: %w", s.Tag, err)
+			return nil, err
 		}
-		devices = append(devices, d)
+		all = append(all, f)
 	}
-	return devices, nil
+	return all, nil
 }
 
 // lockDisks takes a lock on every disk, which other programs of this kind
@@ -127,16 +124,16 @@ func lockDisks(disks []vm.Disk) (locks []*os.File, err error) {
 		}
 	}()
 	for _, d := range disks {
-		flags, how := os.O_RDWR, unix.LOCK_EX
+		flags := os.O_RDWR
 		if d.ReadOnly {
-			flags, how = os.O_RDONLY, unix.LOCK_SH
+			flags = os.O_RDONLY
 		}
 		f, err := os.OpenFile(d.Path, flags, 0)
 		if err != nil {
 			return locks, fmt.Errorf("disk: %w", err)
 		}
 		locks = append(locks, f)
-		if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		if err := lockDisk(f, d.ReadOnly); err != nil {
 			return locks, fmt.Errorf("disk %s is in use by another machine: %w", d.Path, err)
 		}
 	}
@@ -160,7 +157,7 @@ func (m *machine) Start(ctx context.Context) error {
 		m.life.End(err)
 		return fmt.Errorf("cannot start machine %q: %w", m.cfg.Name, err)
 	}
-	err = m.boot(ctx)
+	err = m.boot(ctx, proc)
 	close(m.booted)
 	if err == nil {
 		err = m.life.Running()
@@ -188,7 +185,7 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	c, err := openCables(m.dir, m.cfg.Network != nil, len(m.shares))
+	c, err := openCables(m.layout, m.dir, m.cfg.Network != nil, len(m.shares))
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +196,7 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 		c.closeOurs()
 		return nil, m.verdict
 	}
-	s := spec{cfg: m.cfg, arch: m.arch, accel: m.host.accel, sandbox: m.host.program.sandbox, fds: c.fds}
+	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, serial: m.serial, sandbox: m.host.program.sandbox, plugs: c.plugs}
 	m.log.Debug("starting QEMU", "path", m.host.program.path, "args", s.argv())
 	proc, err := launch(m.host.program.path, s.argv(), c.theirs, m.dir)
 	c.closeTheirs()
@@ -213,9 +210,9 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 }
 
 // boot sets QEMU's CPUs going.
-func (m *machine) boot(ctx context.Context) error {
+func (m *machine) boot(ctx context.Context, proc *process) error {
 	socket := filepath.Join(m.dir, monitorSocket)
-	mon, err := openMonitor(ctx, socket, m.event)
+	mon, err := openMonitor(ctx, socket, proc.done, m.event)
 	os.Remove(socket)
 	m.mu.Lock()
 	m.mon = mon
@@ -235,43 +232,69 @@ func (m *machine) serve(proc *process, c *cables) (join func()) {
 	var tasks sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background()) // QEMU's life
 	tasks.Go(func() {
-		err := m.device.Serve(ctx, c.vsock)
+		err := m.plugStreams(ctx, c)
 		select {
 		case <-proc.done: // it hung up because it ended
 		case <-time.After(time.Second):
-			m.fail(fmt.Errorf("the vsock device has ended before QEMU: %w", cmp.Or(err, io.EOF)))
+			m.fail(fmt.Errorf("the device with the streams has ended before QEMU: %w", cmp.Or(err, io.EOF)))
 		}
 	})
 	tasks.Go(func() {
-		defer c.console.Close()
-		w := m.cfg.Console
-		if w == nil {
-			w = io.Discard
-		}
-		if _, err := io.Copy(console{w}, c.console); err != nil {
+		if err := m.readConsole(c.console); err != nil && ctx.Err() == nil {
 			m.log.Warn("console lost", "error", err)
 		}
 	})
 	if m.cfg.Network != nil {
 		tasks.Go(func() {
-			defer c.net.Close()
-			if err := m.cfg.Network.ServeStream(ctx, c.net); err != nil && ctx.Err() == nil {
+			conn, err := c.net.open()
+			if err == nil {
+				err = m.cfg.Network.ServeStream(ctx, conn)
+			}
+			if err != nil && ctx.Err() == nil {
 				m.log.Warn("network device", "error", err)
 			}
 		})
 	}
 	for i, share := range m.shares {
 		tasks.Go(func() {
+			conn, err := c.shares[i].open()
+			if err == nil {
+				err = share.Serve(ctx, conn)
+			}
 			// The machine goes on without the folder: killing it would lose more.
-			if err := share.Serve(ctx, c.shares[i]); err != nil && ctx.Err() == nil {
+			if err != nil && ctx.Err() == nil {
 				m.log.Error("shared folder lost", "tag", m.cfg.Shares[i].Tag, "error", err)
 			}
 		})
 	}
 	return func() {
 		cancel()
+		c.abandon() // the others end with QEMU's last words
 		tasks.Wait()
+		c.closeOurs()
 	}
+}
+
+func (m *machine) plugStreams(ctx context.Context, c *cables) error {
+	conn, err := c.streams.open()
+	if err != nil {
+		return err
+	}
+	return m.device.Serve(ctx, conn)
+}
+
+// readConsole copies the console to its end.
+func (m *machine) readConsole(c *cable) error {
+	conn, err := c.open()
+	if err != nil {
+		return err
+	}
+	w := m.cfg.Console
+	if w == nil {
+		w = io.Discard
+	}
+	_, err = io.Copy(console{w}, conn)
+	return err
 }
 
 // console keeps reading whatever becomes of the writer: a guest whose console
@@ -330,8 +353,9 @@ func (m *machine) event(e qmp.Event) {
 	m.log.Debug("QEMU event", "event", e.Event, "data", e.Data)
 	switch e.Event {
 	case "RESET":
-		m.device.Reset()
-		if m.restarted(time.Unix(e.Timestamp.Seconds, e.Timestamp.Microseconds*1000)) {
+		at := time.Unix(e.Timestamp.Seconds, e.Timestamp.Microseconds*1000)
+		m.device.Reset(at)
+		if m.restarted(at) {
 			m.log.Info("machine restarted")
 			if m.cfg.Reset != nil {
 				m.cfg.Reset()

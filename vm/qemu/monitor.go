@@ -27,13 +27,20 @@ type monitor struct {
 	closed bool
 }
 
-// openMonitor connects to QEMU's monitor and hands its events to on, one at a
-// time. It fails when ctx ends first. Unless the returned monitor is nil, wait
-// has to be called.
-func openMonitor(ctx context.Context, path string, on func(qmp.Event)) (*monitor, error) {
+// openMonitor connects to QEMU's monitor, which may not listen yet, and hands its
+// events to on, one at a time. It fails when ctx ends first, or QEMU, which closes
+// ended. Unless the returned monitor is nil, wait has to be called.
+func openMonitor(ctx context.Context, path string, ended <-chan struct{}, on func(qmp.Event)) (*monitor, error) {
 	sock, err := qmp.NewSocketMonitor("unix", path, 5*time.Second)
-	if err != nil {
-		return nil, err
+	for err != nil {
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-ended:
+			return nil, err
+		case <-time.After(10 * time.Millisecond):
+		}
+		sock, err = qmp.NewSocketMonitor("unix", path, 5*time.Second)
 	}
 	m := &monitor{qmp: sock}
 	return m, m.do(ctx, func() error { return m.connect(on) })

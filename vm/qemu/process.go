@@ -10,13 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // pidFile is the name of the file in a machine's directory that says which QEMU
@@ -44,11 +40,8 @@ func launch(path string, args []string, files []*os.File, dir string) (*process,
 	cmd.ExtraFiles = files
 	cmd.Stdout = w
 	cmd.Stderr = w
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid:   true, // a Ctrl-C at the terminal is not QEMU's affair
-		Pdeathsig: syscall.SIGKILL,
-	}
+	cmd.Dir = string(filepath.Separator)
+	cmd.SysProcAttr = procAttr()
 	p := &process{cmd: cmd, done: make(chan struct{}), stderr: &tail{}}
 	started := make(chan error)
 	go p.parent(started, r, w)
@@ -64,12 +57,19 @@ func launch(path string, args []string, files []*os.File, dir string) (*process,
 	return p, nil
 }
 
-// parent is QEMU's parent thread: the kernel kills QEMU when the thread ends,
-// which by being locked it does not before it has reaped QEMU.
+// parent is QEMU's parent thread: Linux kills QEMU when the thread ends, which by
+// being locked it does not before it has reaped QEMU. Other hosts have a leash.
 func (p *process) parent(started chan<- error, r, w *os.File) {
 	runtime.LockOSThread() // for life: the thread ends with the goroutine
 	err := p.cmd.Start()
 	w.Close()
+	var held io.Closer
+	if err == nil {
+		if held, err = leash(p.cmd.Process.Pid); err != nil {
+			p.kill()
+			p.cmd.Wait()
+		}
+	}
 	started <- err
 	if err != nil {
 		r.Close()
@@ -84,6 +84,7 @@ func (p *process) parent(started chan<- error, r, w *os.File) {
 	// Nobody else has the pipe's other end, unless QEMU has forked.
 	r.SetReadDeadline(time.Now().Add(time.Second))
 	read.Wait()
+	held.Close()
 	close(p.done)
 }
 
@@ -138,37 +139,17 @@ func (t *tail) String() string {
 // record identifies a process beyond the reuse of its number.
 type record struct {
 	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // in clock ticks after the boot, as /proc tells
+	Start uint64 `json:"start"` // as the host counts, see startOf
 	Boot  string `json:"boot"`  // the host's boot id
 }
 
 // identify describes the process with a pid.
 func identify(pid int) (record, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return record{}, err
-	}
-	start, err := startTime(string(stat))
+	start, err := startOf(pid)
 	if err != nil {
 		return record{}, err
 	}
 	return record{PID: pid, Start: start, Boot: bootID()}, nil
-}
-
-// startTime finds the 22nd field of /proc/PID/stat. The second is the program's
-// name, which may hold anything.
-func startTime(stat string) (uint64, error) {
-	i := strings.LastIndexByte(stat, ')')
-	fields := strings.Fields(stat[i+1:])
-	if i < 0 || len(fields) < 20 {
-		return 0, errors.New("unexpected format of /proc/PID/stat")
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
-}
-
-func bootID() string {
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(id))
 }
 
 func writePID(dir string, pid int) error {
@@ -210,36 +191,4 @@ func endLeftover(dir string, log *slog.Logger) error {
 		}
 	}
 	return os.Remove(name)
-}
-
-// kill ends the process if it is still the one that was recorded, and waits.
-func (r record) kill(log *slog.Logger) error {
-	fd, err := unix.PidfdOpen(r.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	// From here on the pid cannot be another process's without the pidfd saying
-	// that the process is gone.
-	if now, err := identify(r.PID); err != nil || now.Start != r.Start {
-		return nil
-	}
-	log.Warn("ending QEMU of an earlier run", "pid", r.PID)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
-	}
-	for end := time.Now().Add(dieWithin); ; {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(max(0, time.Until(end).Milliseconds())))
-		switch {
-		case n > 0:
-			return nil
-		case err != nil && !errors.Is(err, unix.EINTR):
-			return err
-		case time.Now().After(end):
-			return errors.New("it does not end although it was killed")
-		}
-	}
 }

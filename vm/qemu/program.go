@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -41,11 +43,11 @@ type program struct {
 
 // findProgram looks for QEMU and asks it what it is. binary may be empty.
 func findProgram(ctx context.Context, binary, arch string) (program, error) {
-	if binary == "" {
-		binary = "qemu-system-" + qemuArch(arch)
-	}
-	path, err := exec.LookPath(binary)
+	path, err := lookPath(binary, arch)
 	if err != nil {
+		if binary == "" {
+			binary = programName(arch)
+		}
 		return program{}, fmt.Errorf("%w: %s was not found: %s", vm.ErrUnavailable, binary, remedy(runtime.GOOS, arch))
 	}
 	limit, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -66,6 +68,43 @@ func findProgram(ctx context.Context, binary, arch string) (program, error) {
 		return program{}, fmt.Errorf("%w: %s is QEMU %v, but %v or newer is needed: %s", vm.ErrUnavailable, path, p.version, minVersion, remedy(runtime.GOOS, arch))
 	}
 	return p, nil
+}
+
+func programName(arch string) string { return "qemu-system-" + qemuArch(arch) }
+
+// lookPath finds the program in PATH, or where packages put it: programs that no
+// shell has started lack what the user's shell adds to PATH.
+func lookPath(binary, arch string) (string, error) {
+	if binary != "" {
+		return exec.LookPath(binary)
+	}
+	path, err := exec.LookPath(programName(arch))
+	if err == nil {
+		return path, nil
+	}
+	for _, dir := range usualDirs(runtime.GOOS, os.Getenv) {
+		if path, derr := exec.LookPath(filepath.Join(dir, programName(arch))); derr == nil {
+			return path, nil
+		}
+	}
+	return "", err
+}
+
+// usualDirs are the directories where a host's packages put QEMU.
+func usualDirs(goos string, getenv func(string) string) []string {
+	switch goos {
+	case "darwin":
+		return []string{"/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"} // Homebrew on both kinds of Mac, MacPorts
+	case "windows":
+		var dirs []string
+		for _, name := range []string{"ProgramFiles", "ProgramW6432"} {
+			if base := getenv(name); base != "" {
+				dirs = append(dirs, filepath.Join(base, "qemu"))
+			}
+		}
+		return append(dirs, `C:\msys64\ucrt64\bin`, `C:\msys64\mingw64\bin`)
+	}
+	return nil
 }
 
 var versionPattern = regexp.MustCompile(`QEMU emulator version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?`)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,6 +90,17 @@ func TestProgramMissing(t *testing.T) {
 		_, err := d.Probe(t.Context())
 		if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "install it with") && runtime.GOOS == "linux" {
 			t.Fatalf("Probe() without QEMU = %v", err)
+		}
+	}
+}
+
+func TestUsualDirs(t *testing.T) {
+	env := map[string]string{"ProgramFiles": "/pf"}
+	for _, tt := range []struct{ goos, want string }{
+		{"darwin", "/opt/homebrew/bin"}, {"darwin", "/usr/local/bin"}, {"windows", filepath.Join("/pf", "qemu")},
+	} {
+		if got := usualDirs(tt.goos, func(name string) string { return env[name] }); !slices.Contains(got, tt.want) {
+			t.Errorf("usualDirs(%s) = %q, want %q among them", tt.goos, got, tt.want)
 		}
 	}
 }

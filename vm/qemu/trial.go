@@ -8,10 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"time"
-
-	"github.com/berthvm/berth/vm/internal/kvm"
 )
 
 const (
@@ -24,10 +21,17 @@ const (
 	firmwareDone = "enter handle_19"
 )
 
-// tryQEMU finds out whether QEMU itself gets along with KVM: there are kernels
-// whose KVM runs an instruction, but not QEMU's choice of registers or not
-// firmware. It returns what is wrong; "" is nothing.
-func tryQEMU(ctx context.Context, p program, arch string) (fault string, err error) {
+// switchOff is a kernel for arm64 that powers the machine off, by PSCI.
+var switchOff = []byte{
+	0x00, 0x01, 0x80, 0xd2, // movz x0, #0x0008
+	0x00, 0x80, 0xb0, 0xf2, // movk x0, #0x8400, lsl #16
+	0x02, 0x00, 0x00, 0xd4, // hvc #0
+}
+
+// tryQEMU finds out whether QEMU itself gets along with an accelerator and a model
+// of CPU: there are kernels whose KVM runs an instruction, but not QEMU's choice of
+// registers or not firmware. It returns what is wrong; "" is nothing.
+func tryQEMU(ctx context.Context, p program, arch, accel, model string) (fault string, err error) {
 	limit, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
 	code, err := os.CreateTemp("", "berth-probe-*")
@@ -35,12 +39,12 @@ func tryQEMU(ctx context.Context, p program, arch string) (fault string, err err
 		return "", err
 	}
 	defer os.Remove(code.Name())
-	_, err = code.Write(kvm.Code)
+	_, err = code.Write(switchOff)
 	if code.Close(); err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(limit, p.path, trialArgs(arch, code.Name())...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd := exec.CommandContext(limit, p.path, trialArgs(arch, accel, model, code.Name())...)
+	cmd.SysProcAttr = procAttr()
 	cmd.WaitDelay = time.Second
 	out := &awaited{text: firmwareDone, seen: cancel}
 	words := &tail{}
@@ -73,11 +77,11 @@ func tryQEMU(ctx context.Context, p program, arch string) (fault string, err err
 
 // trialArgs make a machine that ends by itself, or says that it has come far
 // enough.
-func trialArgs(arch, code string) []string {
+func trialArgs(arch, accel, model, code string) []string {
 	args := []string{"-no-user-config", "-nodefaults", "-display", "none", "-m", "64"}
-	machine := machineArgs(arch, KVM)
+	machine := machineArgs(arch, accel)
 	machine[1] = strings.Replace(machine[1], ",memory-backend=mem", "", 1)
-	args = append(append(args, machine...), cpuArgs(arch, KVM, 1)...)
+	args = append(append(args, machine...), cpuArgs(model, 1)...)
 	if arch == "arm64" {
 		return append(args, "-kernel", code)
 	}

@@ -1,3 +1,5 @@
+//go:build unix
+
 package qemu
 
 import (
@@ -20,7 +22,7 @@ func TestTryQEMU(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			begin := time.Now()
-			fault, err := tryQEMU(t.Context(), program{path: script(t, tt.body)}, "amd64")
+			fault, err := tryQEMU(t.Context(), program{path: script(t, tt.body)}, "amd64", KVM, "host")
 			if err != nil || (tt.want == "") != (fault == "") || !strings.Contains(fault, tt.want) || strings.Contains(fault, "Assertion") {
 				t.Errorf("tryQEMU() = %q, %v, want %q", fault, err, tt.want)
 			}
@@ -31,7 +33,7 @@ func TestTryQEMU(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := tryQEMU(gone, program{path: script(t, "exec sleep 60")}, "amd64"); err == nil {
+	if _, err := tryQEMU(gone, program{path: script(t, "exec sleep 60")}, "amd64", KVM, "host"); err == nil {
 		t.Error("tryQEMU with a cancelled context succeeded")
 	}
 }

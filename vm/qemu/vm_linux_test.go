@@ -129,3 +129,12 @@ func TestContract(t *testing.T) {
 	cfg := guestConfig(t)
 	vmtest.Run(t, New(Options{CacheDir: t.TempDir()}), cfg)
 }
+
+// TestContractSerial has QEMU as it is on hosts without vhost-user: the streams go
+// through a serial port, and QEMU connects to names, as it has to on Windows.
+func TestContractSerial(t *testing.T) {
+	cfg := guestConfig(t)
+	d := New(Options{CacheDir: t.TempDir(), Serial: true})
+	d.layout = named{}
+	vmtest.Run(t, d, cfg)
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthvm/berth/guest/wire/muxed"
 	"github.com/berthvm/berth/vm/internal/testguest"
 )
 
@@ -52,9 +53,25 @@ func run() (testguest.Exit, error) {
 		}
 	}
 	loadModules()
-	return testguest.Run(context.Background(), guest{}, testguest.Hooks{
+	transport, err := findTransport()
+	if err != nil {
+		return "", err
+	}
+	return testguest.Run(context.Background(), transport, testguest.Hooks{
 		Button: button(), Console: os.Stdout, Do: do,
 	})
+}
+
+// findTransport is the serial port if the kernel's command line says so, else vsock.
+func findTransport() (testguest.Transport, error) {
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	if muxed.Requested(string(cmdline)) {
+		return openSerial()
+	}
+	return guest{}, nil
 }
 
 // loadModules loads what there is; a missing device is the host's affair.

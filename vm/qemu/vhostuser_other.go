@@ -1,0 +1,17 @@
+//go:build !linux
+
+package qemu
+
+import (
+	"errors"
+	"log/slog"
+
+	"github.com/berthvm/berth/vm"
+)
+
+// hasVhostUser says that QEMU has none on this host.
+const hasVhostUser = false
+
+func newVsock(*slog.Logger) streams { panic("qemu: no vhost-user on this host") }
+
+func newFolder(vm.Share, *slog.Logger) (folder, error) { return nil, errors.ErrUnsupported }
