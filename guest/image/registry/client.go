@@ -159,7 +159,31 @@ func (c *Client) Resolver(ctx context.Context, auth Auth, tracker docker.StatusT
 	})
 }
 
+// Hosts returns how registries are reached, for a resolver that finds its own
+// credentials. An insecure host is probed for TLS at each call.
+func (c *Client) Hosts() docker.RegistryHosts {
+	return func(host string) ([]docker.RegistryHost, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), c.opts.Stall)
+		defer cancel()
+		rh, err := c.registryHost(ctx, host)
+		return []docker.RegistryHost{rh}, err
+	}
+}
+
+// Transport makes requests of any kind as those to registries are made.
+func (c *Client) Transport() http.RoundTripper { return c.secure.Transport }
+
 func (c *Client) registryHosts(ctx context.Context, host string, auth Auth) ([]docker.RegistryHost, error) {
+	rh, err := c.registryHost(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	rh.Authorizer = newAuthorizer(rh.Client, rh.Host, auth)
+	return []docker.RegistryHost{rh}, nil
+}
+
+// registryHost says how a registry is reached.
+func (c *Client) registryHost(ctx context.Context, host string) (docker.RegistryHost, error) {
 	rh := docker.RegistryHost{
 		Client:       c.secure,
 		Host:         host,
@@ -174,14 +198,13 @@ func (c *Client) registryHosts(ctx context.Context, host string, auth Auth) ([]d
 		rh.Client = c.insecure
 		plain, err := c.plainHTTP(ctx, host)
 		if err != nil {
-			return nil, err
+			return rh, err
 		}
 		if plain {
 			rh.Scheme = "http"
 		}
 	}
-	rh.Authorizer = newAuthorizer(rh.Client, rh.Host, auth)
-	return []docker.RegistryHost{rh}, nil
+	return rh, nil
 }
 
 // plainHTTP finds out whether a host answers TLS with plain HTTP.

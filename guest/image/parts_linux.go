@@ -1,0 +1,103 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Parts are the store's own databases, for a builder in the same process that
+// keeps its layers and blobs beside the images'. They are valid until Close, and
+// take contexts with the namespace Namespace. What their user wants kept from the
+// garbage collection it holds by leases or references of its own.
+type Parts struct {
+	Namespace       string
+	SnapshotterName string
+	Content         content.Store
+	// Snapshotter flushes what a snapshot holds to the disk before it is committed.
+	Snapshotter snapshots.Snapshotter
+	Leases      leases.Manager
+	// Images is for reading only: names are moved by Store.Name.
+	Images  images.Store
+	Collect func(context.Context) (gc.Stats, error)
+	// Hosts says how a registry is reached. It gives no credentials.
+	Hosts docker.RegistryHosts
+	// Transport makes the requests that go elsewhere than to a registry.
+	Transport http.RoundTripper
+}
+
+// Parts returns the store's parts.
+func (s *Store) Parts() Parts {
+	return Parts{
+		Namespace: namespace, SnapshotterName: snapshotter,
+		Content: s.content, Snapshotter: durable{s.snap, s.root}, Leases: s.leases, Images: s.images,
+		Collect: func(ctx context.Context) (gc.Stats, error) {
+			stats, err := s.db.GarbageCollect(ctx)
+			s.forget()
+			return stats, err
+		},
+		Hosts: s.registry.Hosts(), Transport: s.registry.Transport(),
+	}
+}
+
+// Name gives target, whose content is in the store and unpacked, a name, or with
+// an empty one none. What had the name before stays without it. It returns the
+// name as docker shows it.
+func (s *Store) Name(ctx context.Context, ref string, target ocispec.Descriptor) (string, error) {
+	ctx = s.ctx(ctx)
+	name, err := newName(ref)
+	if err != nil {
+		return "", err
+	}
+	shown := ""
+	if named, err := parseRef(ref); err == nil {
+		shown = reference.FamiliarString(named)
+	}
+	if name == "" {
+		name = danglingPrefix + target.Digest.String()
+		if r, _, err := s.find(ctx, target.Digest.String()); err == nil && len(r.names) > 0 {
+			return "", nil // it has a name, if only that of those without
+		}
+	}
+	target.Annotations = nil
+	if err := s.setName(ctx, name, target, nil); err != nil {
+		return "", err
+	}
+	s.forget()
+	return shown, nil
+}
+
+// durable is a snapshotter whose commits survive a power cut: the database must
+// not know a layer whose files are not on the disk yet.
+type durable struct {
+	snapshots.Snapshotter
+	root string // on the filesystem that holds the layers
+}
+
+// Commit implements snapshots.Snapshotter.
+func (d durable) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	if err := syncFS(d.root); err != nil {
+		return fmt.Errorf("cannot flush snapshot %s: %w", key, err)
+	}
+	return d.Snapshotter.Commit(ctx, name, key, opts...)
+}
+
+func syncFS(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+}
