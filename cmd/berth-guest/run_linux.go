@@ -22,9 +22,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthvm/berth/guest/build"
 	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/dockerapi"
 	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/builds"
 	"github.com/berthvm/berth/guest/engine/hostpath"
 	"github.com/berthvm/berth/guest/engine/images"
 	"github.com/berthvm/berth/guest/engine/localkeeper"
@@ -63,6 +65,7 @@ type parts struct {
 	pool     *container.Pool
 	engine   *engine.Engine
 	images   *images.Service
+	builder  *build.Builder
 	ports    *publish.Publisher // nil natively
 	builtin  chan struct{}      // closed when the built-in images are loaded
 }
@@ -83,7 +86,7 @@ func run(ctx context.Context, cfg config) error {
 	}
 	defer p.close(cfg.log)
 	api := dockerapi.New(dockerapi.Config{Log: cfg.log, Engine: p.engine, Images: p.images,
-		Networks: networks.New(p.networks, p.engine), Volumes: volumes.New(p.volumes, p.engine),
+		Networks: networks.New(p.networks, p.engine), Volumes: volumes.New(p.volumes, p.engine), Builds: builds.New(p.builder, p.engine),
 		Version: w.Machine.Version, About: about(w), Info: info(cfg, w)})
 	servers, err := listen(cfg, w, p, api)
 	if err != nil {
@@ -95,7 +98,11 @@ func run(ctx context.Context, cfg config) error {
 	case <-ctx.Done():
 	case err = <-servers.failed:
 	}
-	// Containers first: their last output still reaches whoever is attached.
+	// Builds are lost anyway. Containers before the servers: their last output still
+	// reaches whoever is attached.
+	if berr := p.builder.Close(); berr != nil {
+		cfg.log.Error("shutdown", "error", berr)
+	}
 	if serr := p.engine.Shutdown(context.WithoutCancel(ctx)); serr != nil {
 		cfg.log.Error("shutdown", "error", serr)
 	}
@@ -214,7 +221,10 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 		return p, err
 	}
 	p.images = images.New(p.store, p.engine, p.builtin)
-	return p, nil
+	p.builder, err = build.New(build.Options{Log: cfg.log, Images: p.store, Networks: p.networks, Root: filepath.Join(cfg.root, "build"),
+		RunDir: filepath.Join(cfg.run, "build"), ExecPath: cfg.execPath, BootID: bootID(), DNS: servers, HostAlias: host,
+		Named: builds.Named(p.engine)})
+	return p, err
 }
 
 // folders are the host's, where PID 1 mounts them.
@@ -296,6 +306,9 @@ func bootID() string {
 // close frees everything. The engine has been closed by Shutdown, or never ran.
 func (p *parts) close(log *slog.Logger) {
 	var errs []error
+	if p.builder != nil {
+		errs = append(errs, p.builder.Close())
+	}
 	if p.engine != nil {
 		errs = append(errs, p.engine.Close())
 	}

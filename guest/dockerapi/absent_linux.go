@@ -4,14 +4,13 @@ import (
 	"net/http"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/build"
 )
 
 // errNoSwarm is what an engine that is in no swarm says.
 var errNoSwarm = errdefs.ErrUnavailable.WithMessage(
 	`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 
-// absent registers what Berth does not have: swarm, managed plugins and builds.
+// absent registers what Berth does not have: swarm and managed plugins.
 func (s *Server) absent() {
 	noSwarm := func(*call) error { return errNoSwarm }
 	for _, method := range []string{"GET", "POST", "DELETE", "PUT"} {
@@ -20,8 +19,6 @@ func (s *Server) absent() {
 			s.handle(method, "/"+kind+"/{rest...}", noSwarm)
 		}
 	}
-	// There is no build cache yet; `docker system prune` asks for it all the same.
-	s.handle("POST", "/build/prune", func(c *call) error { return c.reply(http.StatusOK, build.CachePruneReport{}) })
 	s.handle("GET", "/plugins", func(c *call) error { return c.reply(http.StatusOK, []struct{}{}) })
 	s.handle("GET", "/plugins/{name...}/json", func(c *call) error {
 		return errdefs.ErrNotFound.WithMessage("plugin \"" + c.vars["name"] + "\" not found")

@@ -42,7 +42,7 @@ func handler(t testing.TB) (http.Handler, *enginetest.World) {
 	about := system.VersionResponse{Version: "1.2.3"}
 	about.Platform.Name = "Berth 1.2.3"
 	api := dockerapi.New(dockerapi.Config{Log: slog.New(slog.DiscardHandler), Engine: e, Images: enginetest.Images(t, e),
-		Volumes: enginetest.Volumes(t, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
+		Volumes: enginetest.Volumes(t, e), Builds: enginetest.Builds(t, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
 	return api, w
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/system"
 
 	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/builds"
 	"github.com/berthvm/berth/guest/engine/images"
 	"github.com/berthvm/berth/guest/engine/networks"
 	"github.com/berthvm/berth/guest/engine/volumes"
@@ -30,6 +31,7 @@ type Config struct {
 	Images   *images.Service
 	Networks *networks.Service
 	Volumes  *volumes.Service
+	Builds   *builds.Service
 	Version  string                 // of Berth
 	About    system.VersionResponse // what /version says beyond what is known here
 	Info     system.Info            // likewise, of /info
@@ -68,6 +70,7 @@ func New(c Config) *Server {
 	s.images()
 	s.networks()
 	s.volumes()
+	s.builds()
 	s.absent()
 	return s
 }
@@ -169,6 +172,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			writeError(w, errors.New("internal error"))
 		}
 	}()
+	if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		s.cfg.Builds.ServeHTTP(w, r)
+		return
+	}
 	path, v, err := negotiate(r.URL.Path)
 	if err != nil {
 		writeError(w, err)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types"
-	"github.com/moby/moby/api/types/build"
+	apibuild "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
@@ -39,7 +39,7 @@ func (s *Server) system() {
 
 func (s *Server) ping(c *call) error {
 	h := c.w.Header()
-	h.Set("Builder-Version", string(build.BuilderBuildKit))
+	h.Set("Builder-Version", string(apibuild.BuilderBuildKit))
 	h.Set("Swarm", "inactive")
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	h.Set("Pragma", "no-cache")
@@ -225,7 +225,9 @@ func (s *Server) diskUsage(c *call) error {
 		}
 	}
 	if has(system.BuildCacheObject) {
-		u.BuildCacheUsage = &build.DiskUsage{}
+		if u.BuildCacheUsage, err = s.cfg.Builds.DiskUsage(c.Context(), verbose); err != nil {
+			return err
+		}
 	}
 	if c.version >= 52 {
 		return c.reply(http.StatusOK, u)
@@ -239,6 +241,9 @@ func (s *Server) diskUsage(c *call) error {
 	}
 	if u.VolumeUsage != nil {
 		old["Volumes"] = u.VolumeUsage.Items
+	}
+	if u.BuildCacheUsage != nil && u.BuildCacheUsage.Items != nil {
+		old["BuildCache"] = u.BuildCacheUsage.Items
 	}
 	return c.reply(http.StatusOK, old)
 }

@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/berthvm/berth/guest/build"
 	"github.com/berthvm/berth/guest/engine"
+	"github.com/berthvm/berth/guest/engine/builds"
 	imageservice "github.com/berthvm/berth/guest/engine/images"
 	"github.com/berthvm/berth/guest/engine/volumes"
 	"github.com/berthvm/berth/guest/image"
@@ -34,4 +36,17 @@ func Volumes(t testing.TB, e *engine.Engine) *volumes.Service {
 		t.Fatal(err)
 	}
 	return volumes.New(store, e)
+}
+
+// Builds returns the service of a builder that has no images to build from and no
+// cache.
+func Builds(t testing.TB, e *engine.Engine) *builds.Service {
+	t.Helper()
+	dir := t.TempDir()
+	b, err := build.New(build.Options{Log: slog.New(slog.DiscardHandler), Root: dir + "/root", RunDir: dir + "/run"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return builds.New(b, e)
 }

@@ -1,0 +1,166 @@
+package build
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestRequest(t *testing.T) {
+	alias := netip.MustParseAddr("192.0.2.1")
+	for _, c := range []struct {
+		name  string
+		in    Request
+		attrs map[string]string // beyond image-resolve-mode=local
+		bad   string
+	}{
+		{name: "nothing", attrs: map[string]string{}},
+		{name: "all", in: Request{
+			Target: "t", Dockerfile: "sub/D", Remote: "https://x/y.git", Platforms: "linux/arm64", CacheFrom: []string{"a", "b"},
+			Ulimits: []string{"nofile=1:2"}, CgroupPath: "p", ShmSize: 7, Args: map[string]string{"A": "1"}, Labels: map[string]string{"l": "2"},
+			NoCache: true, Pull: true, Network: "none", ExtraHosts: []string{"h:192.0.2.9", "g=host-gateway", "six:[2001:db8::1]"},
+		}, attrs: map[string]string{
+			"target": "t", "filename": "sub/D", "context": "https://x/y.git", "platform": "linux/arm64", "cache-from": "a,b",
+			"ulimit": "nofile=1:2", "cgroup-parent": "p", "shm-size": "7", "build-arg:A": "1", "label:l": "2", "no-cache": "",
+			"image-resolve-mode": "pull", "force-network-mode": "none", "add-hosts": "h=192.0.2.9,g=192.0.2.1,six=[2001:db8::1]",
+		}},
+		{name: "the default's name", in: Request{Dockerfile: ".", Network: "default"}, attrs: map[string]string{}},
+		{name: "host's network", in: Request{Network: "host"}, attrs: map[string]string{"force-network-mode": "host"}},
+		{name: "network", in: Request{Network: "mine"}, bad: `network mode "mine" not supported`},
+		{name: "host without address", in: Request{ExtraHosts: []string{"h"}}, bad: "invalid host h"},
+		{name: "host without name", in: Request{ExtraHosts: []string{":1"}}, bad: "invalid host"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			req, err := c.in.solve(alias)
+			if c.bad != "" {
+				if !errors.Is(err, ErrRequest) || !strings.Contains(err.Error(), c.bad) {
+					t.Fatalf("error %v, want %q", err, c.bad)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]string{"image-resolve-mode": "local"}
+			maps.Copy(want, c.attrs)
+			if !maps.Equal(req.FrontendAttrs, want) {
+				t.Errorf("attributes %v, want %v", req.FrontendAttrs, want)
+			}
+			if got := len(req.Entitlements) == 1; got != (c.in.Network == "host") {
+				t.Errorf("entitlements %v", req.Entitlements)
+			}
+		})
+	}
+	if _, err := (&Request{ExtraHosts: []string{"h:host-gateway"}}).solve(netip.Addr{}); !errors.Is(err, ErrRequest) {
+		t.Errorf("no gateway is known, and the error is %v", err)
+	}
+}
+
+func TestExporters(t *testing.T) {
+	for _, c := range []struct {
+		in   Request
+		want string
+	}{
+		{Request{}, "moby map[]"},
+		{Request{Tags: []string{"a:1", "b:2"}}, "moby map[name:a:1,b:2]"},
+		{Request{Tags: []string{"a:1"}, Outputs: []Output{{Type: "cacheonly"}}}, ""},
+		{Request{Tags: []string{"a:1"}, Outputs: []Output{{Type: "local", Attrs: map[string]string{"dest": "x"}}, {Type: "image"}}},
+			"local map[dest:x] image map[name:a:1]"},
+	} {
+		var got []string
+		for _, e := range c.in.exporters() {
+			got = append(got, e.Type+" "+fmt.Sprint(e.Attrs))
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%+v: exporters %q, want %q", c.in, s, c.want)
+		}
+	}
+}
+
+func TestUploads(t *testing.T) {
+	var next http.RoundTripper = roundTrip(func(*http.Request) (*http.Response, error) { return nil, errors.New("elsewhere") })
+	u := newUploads()
+	c := http.Client{Transport: u.transport(next)}
+	url, done := u.add(strings.NewReader("tar"))
+	if resp, err := c.Head(url); err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("HEAD: %v %v", resp, err)
+	}
+	resp, err := c.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "tar" {
+		t.Errorf("the upload is %q, %v", body, err)
+	}
+	if resp, err := c.Get(url); err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Errorf("a second reading: %v %v", resp, err)
+	}
+	url, done2 := u.add(strings.NewReader("x"))
+	done2()
+	done()
+	if resp, err := c.Get(url); err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Errorf("after its end: %v %v", resp, err)
+	}
+	if _, err := c.Get("http://registry.invalid/x"); err == nil || !strings.Contains(err.Error(), "elsewhere") {
+		t.Errorf("another host: %v", err)
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestDistrust: an index of the cache that was open when the power went is not used.
+func TestDistrust(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		state string // the link's target; empty: none
+		keep  bool
+	}{
+		{"closed", "closed", true},
+		{"the engine died in this boot", "open-this", true},
+		{"the machine died", "open-that", false},
+		{"first use", "", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			b := &Builder{opts: Options{Root: root, BootID: "this", Log: slog.New(slog.DiscardHandler)}}
+			if err := os.WriteFile(filepath.Join(root, "cache.db"), []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if c.state != "" {
+				if err := b.mark(c.state); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := b.distrust(); err != nil {
+				t.Fatal(err)
+			}
+			if b.Used() != c.keep {
+				t.Errorf("the index is kept: %v, want %v", b.Used(), c.keep)
+			}
+			if got, err := os.Readlink(filepath.Join(root, markName)); err != nil || got != "open-this" {
+				t.Errorf("the state is %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestPublished(t *testing.T) {
+	for ref, want := range map[string]bool{
+		"docker/dockerfile:1": true, "docker.io/docker/dockerfile": true, "docker/dockerfile:1.7-labs": true,
+		"docker/dockerfile-upstream:master": false, "localhost:5000/docker/dockerfile:1": false, "": false, "::": false,
+	} {
+		if got := published(ref); got != want {
+			t.Errorf("published(%q) = %v, want %v", ref, got, want)
+		}
+	}
+}

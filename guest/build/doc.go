@@ -1,0 +1,26 @@
+// Package build is the image builder: BuildKit, in this process, on the same
+// content, layers and names as guest/image. What a build makes is an image at
+// once; nothing is sent or stored twice. The steps of a build run in containers of
+// guest/container, see guest/build/step.
+//
+// A Builder opens BuildKit with its first use: an engine that never builds pays
+// for the program's size only. It serves BuildKit's own API (docker's /grpc) and
+// sessions (/session), and answers the engine's API for clients that speak neither
+// (see Solve).
+//
+// # What is on the disk
+//
+// Layers and blobs are the image store's, held by BuildKit's leases. Beside them,
+// below Options.Root, are BuildKit's databases. cache.db is written without
+// flushes, which survives the end of the process and no power cut; a Builder that
+// finds it after a boot it was not closed before forgets it, and with it what steps
+// need not be run again, instead of trusting it.
+//
+// # Trust
+//
+// A Dockerfile, a context and a registry are hostile. They reach the machine
+// through BuildKit's parsers and the containers of steps only. Clients are the
+// engine's, who may do all anyway; still nothing that asks for more than a
+// container gets (the machine's network, insecure steps) is done without the
+// entitlement that the client must spell out.
+package build

@@ -1,0 +1,129 @@
+package build
+
+import (
+	"context"
+	"maps"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/exporter"
+	imageexporter "github.com/moby/buildkit/exporter/containerimage"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/session"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// exporterMoby is the exporter that docker's clients ask for.
+const exporterMoby = "moby"
+
+// imageExporter makes images of the engine's store. It is BuildKit's, except that
+// names are normalized, and given when everything else is done: an image that can
+// be seen is whole and unpacked.
+type imageExporter struct {
+	w  *buildWorker
+	sm *session.Manager
+}
+
+// Resolve implements exporter.Exporter.
+func (e imageExporter) Resolve(ctx context.Context, id int, opt map[string]string) (exporter.ExporterInstance, error) {
+	attrs := maps.Clone(opt)
+	if attrs == nil {
+		attrs = map[string]string{}
+	}
+	setDefault(attrs, exptypes.OptKeyUnpack, "true")
+	setDefault(attrs, exptypes.OptKeyDanglingPrefix, danglingPrefix)
+	setDefault(attrs, exptypes.OptKeyDanglingEmptyOnly, "true")
+	if attrs[string(exptypes.OptKeyLayerCompression)] == "" {
+		// The time of a build is the user's; the bytes go to a registry at most.
+		setDefault(attrs, exptypes.OptKeyCompressionLevel, "1")
+	}
+	names := &wantedNames{readOnlyImages: e.w.ImageStore.(readOnlyImages)}
+	inner, err := imageexporter.New(imageexporter.Opt{
+		Images: names, SessionManager: e.sm, ImageWriter: e.w.writer,
+		RegistryHosts: e.w.RegistryHosts, LeaseManager: e.w.LeaseManager(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	inst, err := inner.Resolve(ctx, id, attrs)
+	if err != nil {
+		return nil, err
+	}
+	return &imageExport{ExporterInstance: inst, w: e.w, names: names}, nil
+}
+
+// danglingPrefix begins the store's names of images without names.
+const danglingPrefix = "dangling"
+
+func setDefault(attrs map[string]string, key exptypes.ImageExporterOptKey, value string) {
+	if _, ok := attrs[string(key)]; !ok {
+		attrs[string(key)] = value
+	}
+}
+
+// imageExport is one export.
+type imageExport struct {
+	exporter.ExporterInstance
+	w     *buildWorker
+	names *wantedNames
+}
+
+// Export implements exporter.ExporterInstance.
+func (e *imageExport) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (
+	map[string]string, exporter.FinalizeFunc, exporter.DescriptorReference, error,
+) {
+	resp, finalize, ref, err := e.ExporterInstance.Export(ctx, src, info)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	for _, img := range e.names.take() {
+		if err := e.name(ctx, img); err != nil {
+			_ = ref.Release()
+			return nil, nil, nil, err
+		}
+	}
+	return resp, finalize, ref, nil
+}
+
+func (e *imageExport) name(ctx context.Context, img images.Image) error {
+	name := img.Name
+	if name == danglingPrefix+"@"+img.Target.Digest.String() {
+		name = ""
+	}
+	shown, err := e.w.store.Name(ctx, name, img.Target)
+	if err == nil && shown != "" && e.w.named != nil {
+		e.w.named(ctx, shown, img.Target.Digest.String())
+	}
+	return err
+}
+
+// wantedNames takes the names an export gives.
+type wantedNames struct {
+	readOnlyImages
+	mu   sync.Mutex
+	list []images.Image
+}
+
+// Update implements images.Store.
+func (n *wantedNames) Update(_ context.Context, img images.Image, _ ...string) (images.Image, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	target := img.Target
+	img.Target = ocispec.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size, Platform: target.Platform}
+	n.list = append(n.list, img)
+	return img, nil
+}
+
+// Create implements images.Store.
+func (n *wantedNames) Create(context.Context, images.Image) (images.Image, error) {
+	return images.Image{}, errdefs.ErrAlreadyExists
+}
+
+func (n *wantedNames) take() []images.Image {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	list := n.list
+	n.list = nil
+	return list
+}

@@ -1,0 +1,101 @@
+package build
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/moby/buildkit/util/grpcerrors"
+)
+
+// maxMessage is what BuildKit's clients send at most, in bytes.
+const maxMessage = 16 << 20
+
+// serve starts the gRPC server.
+func (b *Builder) serve(o *opened) {
+	o.server = grpc.NewServer(
+		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor),
+		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+	)
+	o.control.Register(o.server)
+	grpc_health_v1.RegisterHealthServer(o.server, health.NewServer())
+	o.conns = newConnListener()
+	o.serving.Go(func() { _ = o.server.Serve(o.conns) })
+}
+
+// ServeHTTP serves BuildKit's API over an HTTP/2 connection of net/http's.
+func (b *Builder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	o, err := b.get()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	o.server.ServeHTTP(w, r)
+}
+
+// Session serves a client's session, in which the client answers calls for its
+// files, secrets and credentials. It takes the connection over and returns when
+// the session ends. An error means that the connection was not taken.
+func (b *Builder) Session(ctx context.Context, w http.ResponseWriter, r *http.Request) error {
+	o, err := b.get()
+	if err != nil {
+		return err
+	}
+	return o.sessions.HandleHTTPRequest(ctx, w, r)
+}
+
+// connListener is a listener whose connections are put in.
+type connListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newConnListener() *connListener {
+	return &connListener{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (l *connListener) put(conn net.Conn) error {
+	select {
+	case l.conns <- conn:
+		return nil
+	case <-l.done:
+		conn.Close()
+		return errClosed
+	}
+}
+
+// Accept implements net.Listener.
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *connListener) Addr() net.Addr { return &net.UnixAddr{Name: "buildkit", Net: "unix"} }
+
+// noTraces takes the traces clients send, so that they do not complain.
+type noTraces struct{}
+
+// ExportSpans implements sdktrace.SpanExporter.
+func (noTraces) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
+
+// Shutdown implements sdktrace.SpanExporter.
+func (noTraces) Shutdown(context.Context) error { return nil }

@@ -1,0 +1,98 @@
+package step
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+)
+
+// TestOpenIn: no link in a mount's source leads out of it.
+func TestOpenIn(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	for name, body := range map[string]string{dir + "/in": "in", outside + "/secret": "secret", dir + "/etc": ""} {
+		if err := os.WriteFile(name, []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{
+		"absolute": outside + "/secret", "relative": "../" + filepath.Base(outside) + "/secret", "up": "../../../../..", "good": "/in",
+		"proc": "/proc/self/root",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"in": "in", "good": "in", "/good": "in", "../../in": "in", "up/in": "in",
+		"absolute": "", "relative": "", "proc": "", "missing": "",
+	} {
+		f, err := openIn(dir, name)
+		if err != nil {
+			if want != "" {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		got, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+		f.Close()
+		if err != nil || string(got) != want || want == "" {
+			t.Errorf("%s is %q, %v, want %q", name, got, err, want)
+		}
+	}
+	f, err := openIn(dir, "up")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	a, _ := os.Stat(dir)
+	if b, err := f.Stat(); err != nil || !os.SameFile(a, b) {
+		t.Errorf("the way up ends at %v, %v", b, err)
+	}
+}
+
+func TestResult(t *testing.T) {
+	cancelled, cancel := context.WithCancelCause(t.Context())
+	cancel(io.ErrUnexpectedEOF)
+	killed := func() (uint64, error) { return 1, nil }
+	for _, c := range []struct {
+		name  string
+		ctx   context.Context
+		exit  int
+		oom   func() (uint64, error)
+		valid []int
+		want  int // -1: no error
+		cause error
+	}{
+		{name: "good", want: -1},
+		{name: "bad", exit: 3, want: 3},
+		{name: "allowed", exit: 3, valid: []int{3, 4}, want: -1},
+		{name: "zero is not allowed", valid: []int{3}, want: 0},
+		{name: "no memory", exit: 137, oom: killed, want: 137, cause: syscall.ENOMEM},
+		{name: "cancelled", ctx: cancelled, exit: 137, want: 137, cause: io.ErrUnexpectedEOF},
+		{name: "cancelled at its end", ctx: cancelled, want: 0, cause: io.ErrUnexpectedEOF},
+	} {
+		ctx := c.ctx
+		if ctx == nil {
+			ctx = t.Context()
+		}
+		err := result(ctx, c.exit, c.oom, c.valid)
+		var exit *gateway.ExitError
+		switch {
+		case c.want < 0:
+			if err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		case !errors.As(err, &exit) || int(exit.ExitCode) != c.want:
+			t.Errorf("%s: %v, want exit code %d", c.name, err, c.want)
+		case c.cause != nil && !errors.Is(exit.Err, c.cause):
+			t.Errorf("%s: cause %v, want %v", c.name, exit.Err, c.cause)
+		}
+	}
+}

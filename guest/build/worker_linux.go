@@ -1,0 +1,179 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime"
+
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/exporter"
+	imageexporter "github.com/moby/buildkit/exporter/containerimage"
+	"github.com/moby/buildkit/session"
+	snapshots "github.com/moby/buildkit/snapshot/containerd"
+	sourcehttp "github.com/moby/buildkit/source/http"
+	"github.com/moby/buildkit/util/disk"
+	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/worker/base"
+	"github.com/moby/buildkit/worker/label"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/berthvm/berth/guest/image"
+)
+
+// hostGatewayLabel tells clients what host-gateway stands for.
+const hostGatewayLabel = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
+
+// buildWorker is BuildKit's worker on the image store.
+type buildWorker struct {
+	*base.Worker
+	store  *image.Store
+	writer *imageexporter.ImageWriter
+	named  func(ctx context.Context, name, id string)
+}
+
+// newWorker puts a worker together.
+func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, error) {
+	parts := b.opts.Images.Parts()
+	content := snapshots.NewContentStore(parts.Content, parts.Namespace)
+	applier := apply.NewFileSystemApplier(content)
+	differ := walking.NewWalkingDiff(content)
+	records, err := metadata.NewStore(b.path("metadata_v2.db"))
+	if err != nil {
+		return nil, err
+	}
+	id, err := base.ID(b.opts.Root)
+	if err != nil {
+		return nil, errors.Join(err, records.Close())
+	}
+	opt := base.WorkerOpt{
+		ID:             id,
+		Root:           b.opts.Root,
+		Labels:         b.labels(parts),
+		Platforms:      []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
+		GCPolicy:       gcPolicy(b.opts.Root),
+		Executor:       b.steps,
+		Snapshotter:    snapshots.NewSnapshotter(parts.SnapshotterName, parts.Snapshotter, parts.Namespace, nil),
+		ContentStore:   content,
+		Applier:        applier,
+		Differ:         differ,
+		ImageStore:     readOnlyImages{parts.Images, parts.Namespace},
+		RegistryHosts:  parts.Hosts,
+		LeaseManager:   leaseutil.WithNamespace(parts.Leases, parts.Namespace),
+		GarbageCollect: parts.Collect,
+		ParallelismSem: semaphore.NewWeighted(int64(max(4, 2*runtime.NumCPU()))),
+		MetadataStore:  records,
+		MountPoolRoot:  b.path("cachemounts"),
+	}
+	w, err := base.NewWorker(ctx, opt)
+	if err != nil {
+		return nil, errors.Join(err, records.Close())
+	}
+	writer, err := imageexporter.NewImageWriter(imageexporter.WriterOpt{
+		Snapshotter: opt.Snapshotter, ContentStore: content, Applier: applier, Differ: differ,
+	})
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	// Another source of URLs in place of the worker's own, for the way to them.
+	urls, err := sourcehttp.NewSource(sourcehttp.Opt{CacheAccessor: w.CacheMgr, Transport: up.transport(parts.Transport)})
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	w.SourceManager.Register(urls)
+	w.HTTPSource = urls
+	return &buildWorker{Worker: w, store: b.opts.Images, writer: writer, named: b.opts.Named}, nil
+}
+
+func (b *Builder) labels(parts image.Parts) map[string]string {
+	hostname, _ := os.Hostname()
+	l := map[string]string{
+		label.Executor:            "oci",
+		label.Snapshotter:         parts.SnapshotterName,
+		label.Hostname:            hostname,
+		label.Network:             "bridge",
+		label.OCIProcessMode:      "sandbox",
+		label.SELinuxEnabled:      "false",
+		label.ContainerdNamespace: parts.Namespace,
+	}
+	if b.opts.HostAlias.IsValid() {
+		l[hostGatewayLabel] = b.opts.HostAlias.String()
+	}
+	return l
+}
+
+// gcPolicy is BuildKit's own for the size of the disk: what is cheap to get again
+// goes after two days, and all together keeps below a share of the disk and leaves
+// a share of it free.
+func gcPolicy(root string) []client.PruneInfo {
+	stat, err := disk.GetDiskStat(root)
+	if err != nil {
+		stat = disk.DiskStat{Total: 20 << 30, Available: 20 << 30, Free: 20 << 30} // a policy for small disks is better than none
+	}
+	var out []client.PruneInfo
+	for _, rule := range config.DefaultGCPolicy(config.GCConfig{}, stat) {
+		out = append(out, client.PruneInfo{
+			Filter:        rule.Filters,
+			All:           rule.All,
+			KeepDuration:  rule.KeepDuration.Duration,
+			ReservedSpace: rule.ReservedSpace.AsBytes(stat),
+			MaxUsedSpace:  rule.MaxUsedSpace.AsBytes(stat),
+			MinFreeSpace:  rule.MinFreeSpace.AsBytes(stat),
+		})
+	}
+	return out
+}
+
+// Exporter implements worker.Worker. What docker's clients call moby is an image
+// in the engine's store.
+func (w *buildWorker) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
+	switch name {
+	case exporterMoby, client.ExporterImage:
+		return imageExporter{w, sm}, nil
+	}
+	return w.Worker.Exporter(name, sm)
+}
+
+// readOnlyImages is the store's table of names for BuildKit, which looks up base
+// images in it. Names are given by imageExporter.
+type readOnlyImages struct {
+	images.Store
+	namespace string
+}
+
+var errReadOnly = errors.New("names are given by the exporter")
+
+func (s readOnlyImages) ctx(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, s.namespace)
+}
+
+// Get implements images.Store.
+func (s readOnlyImages) Get(ctx context.Context, name string) (images.Image, error) {
+	return s.Store.Get(s.ctx(ctx), name)
+}
+
+// List implements images.Store.
+func (s readOnlyImages) List(ctx context.Context, filters ...string) ([]images.Image, error) {
+	return s.Store.List(s.ctx(ctx), filters...)
+}
+
+// Create implements images.Store.
+func (readOnlyImages) Create(context.Context, images.Image) (images.Image, error) {
+	return images.Image{}, errReadOnly
+}
+
+// Update implements images.Store.
+func (readOnlyImages) Update(context.Context, images.Image, ...string) (images.Image, error) {
+	return images.Image{}, errReadOnly
+}
+
+// Delete implements images.Store.
+func (readOnlyImages) Delete(context.Context, string, ...images.DeleteOpt) error { return errReadOnly }

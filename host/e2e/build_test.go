@@ -1,0 +1,293 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// buildContext writes the files of a build's context.
+func buildContext(t testing.TB, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, body := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// builder is a client with which to build, in one of the ways there are.
+type builder struct {
+	cli
+	classic bool // the text and the errors of the classic builder
+}
+
+// builders are Debian's docker with BuildKit by /build and /session, and with the
+// classic builder's protocol.
+func (h *home) builders() []builder {
+	kit, classic := h.docker(), h.docker()
+	kit.name, classic.name = "docker-buildkit", "docker-classic"
+	kit.env = append(kit.env, "DOCKER_BUILDKIT=1", "BUILDKIT_PROGRESS=plain")
+	classic.env = append(classic.env, "DOCKER_BUILDKIT=0")
+	return []builder{{cli: kit}, {cli: classic, classic: true}}
+}
+
+// TestBuild: what a Dockerfile says is what the image has, at once and by every way
+// to build it.
+func TestBuild(t *testing.T) {
+	h := machine(t)
+	dir := buildContext(t, map[string]string{
+		"Dockerfile": `ARG BASE=hello
+FROM ${BASE} AS first
+ARG WORD=none
+COPY in/ /in/
+RUN <<END
+cat /in/one.txt > /made
+echo "$WORD" >> /made
+END
+FROM first AS second
+RUN touch /never
+FROM hello
+WORKDIR /new/dir
+COPY --from=first --chown=12:34 /made /copied
+RUN --network=none ip -o link | wc -l > links && id -u > /who
+USER 12
+ENV A=b
+ENTRYPOINT ["/bin/sh", "-c"]
+CMD ["cat /copied; stat -c %u:%g /copied; cat /new/dir/links; ls /in/skipped.txt 2>&1; echo $A; pwd"]
+`,
+		".dockerignore":  "**/skipped.txt\n",
+		"in/one.txt":     "one\n",
+		"in/skipped.txt": "skipped\n",
+	})
+	for _, b := range h.builders() {
+		t.Run(b.name, func(t *testing.T) {
+			name := "e2e-build-" + b.name
+			r := b.exec("build", "-t", name, "--build-arg", "WORD=two", "--label", "l=v", dir)
+			if r.code != 0 {
+				t.Fatal(r)
+			}
+			if strings.Contains(r.out+r.err, "touch /never") {
+				t.Errorf("a stage that nothing needs was built:\n%s", r)
+			}
+			want := "one\ntwo\n12:34\n1\nls: /in/skipped.txt: No such file or directory\nb\n/new/dir"
+			if got := b.ok(t, "run", "--rm", name); got != want {
+				t.Errorf("the image prints %q, want %q", got, want)
+			}
+			if got := b.ok(t, "inspect", "-f", "{{.Config.User}} {{.Config.Labels.l}} {{.RepoTags}}", name); !strings.HasPrefix(got, "12 v [") || !strings.Contains(got, name+":latest") {
+				t.Errorf("the image's configuration is %q", got)
+			}
+			if b.classic && !regexp.MustCompile(`(?m)^Successfully built [0-9a-f]{12}$`).MatchString(r.out) {
+				t.Errorf("the classic builder says no ID:\n%s", r)
+			}
+		})
+	}
+}
+
+func mustRead(t testing.TB, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// TestBuildCache: what did not change is not run again, and what changed is.
+func TestBuildCache(t *testing.T) {
+	h := machine(t)
+	for _, b := range h.builders() {
+		t.Run(b.name, func(t *testing.T) {
+			dir := buildContext(t, map[string]string{
+				"Dockerfile": "FROM hello\nENV BY=" + b.name + "\nRUN cat /proc/sys/kernel/random/uuid > /early\nCOPY f /f\n" +
+					"RUN cat /proc/sys/kernel/random/uuid > /late\nCMD cat /early /late\n",
+				"f": "1",
+			})
+			name := "e2e-cache-" + b.name
+			build := func(args ...string) (early, late, id string) {
+				t.Helper()
+				b.ok(t, append(append([]string{"build", "-q", "-t", name}, args...), dir)...)
+				lines := strings.Fields(b.ok(t, "run", "--rm", name))
+				if len(lines) != 2 {
+					t.Fatalf("the image prints %q", lines)
+				}
+				return lines[0], lines[1], b.ok(t, "inspect", "-f", "{{.Id}}", name)
+			}
+			early, late, id := build()
+			if e, l, again := build(); e != early || l != late || again != id {
+				t.Errorf("nothing changed, and the image is another: %s %s", id, again)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "f"), []byte("2"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			e, l, _ := build()
+			if e != early || l == late {
+				t.Errorf("after a change of f: the step before ran again: %v, the step after: %v", e != early, l != late)
+			}
+			if e, _, _ := build("--no-cache"); e == early {
+				t.Error("--no-cache used the cache")
+			}
+			// The image that lost its name is there without one.
+			if got := b.ok(t, "images", "-q", "--no-trunc", "--filter", "dangling=true"); !strings.Contains(got, id) {
+				t.Errorf("the former image %s is not among those without a name: %s", id, got)
+			}
+		})
+	}
+	b := h.builders()[0]
+	if df := b.ok(t, "system", "df", "--format", "{{.Type}} {{.TotalCount}}"); regexp.MustCompile(`(?m)^Build Cache 0$`).MatchString(df) {
+		t.Errorf("system df knows no build cache:\n%s", df)
+	}
+	if out := b.ok(t, "builder", "prune", "-a", "-f"); !strings.Contains(out, "Total reclaimed space:") {
+		t.Errorf("builder prune says %q", out)
+	}
+	if got := b.ok(t, "run", "--rm", "e2e-cache-docker-buildkit"); got == "" {
+		t.Error("the prune took an image's layers")
+	}
+}
+
+// TestBuildMounts: secrets and caches are there for the step, and in no image.
+func TestBuildMounts(t *testing.T) {
+	h := machine(t)
+	b := h.builders()[0]
+	dir := buildContext(t, map[string]string{
+		"Dockerfile": `FROM hello
+RUN --mount=type=secret,id=s,target=/run/secret cp /run/secret /copied && ls -l /run/secret
+ARG ROUND
+RUN --mount=type=cache,target=/cache : $ROUND; echo x >> /cache/lines && wc -l < /cache/lines > /count
+RUN --mount=type=bind,source=sub,target=/sub cat /sub/f > /bound && ! touch /sub/g
+RUN --mount=type=tmpfs,target=/t touch /t/x
+CMD cat /copied /count /bound; ls /run/secret /cache /sub /t 2>&1; true
+`,
+		"sub/f": "bound\n", "secret": "hidden\n",
+	})
+	build := func(args ...string) string {
+		t.Helper()
+		b.ok(t, append(append([]string{"build", "-q", "-t", "e2e-mounts", "--secret", "id=s,src=" + filepath.Join(dir, "secret")}, args...), dir)...)
+		return b.ok(t, "run", "--rm", "e2e-mounts")
+	}
+	if got := build(); !strings.HasPrefix(got, "hidden\n1\nbound\n") || strings.Count(got, "No such file") != 4 {
+		t.Errorf("the image prints %q", got)
+	}
+	if got := build("--build-arg", "ROUND=2"); !strings.HasPrefix(got, "hidden\n2\nbound\n") {
+		t.Errorf("the second image prints %q: is the cache kept?", got)
+	}
+	// As with docker, --no-cache empties the caches of the steps too.
+	if got := build("--no-cache"); !strings.HasPrefix(got, "hidden\n1\nbound\n") {
+		t.Errorf("the image made anew prints %q", got)
+	}
+	b.fails(t, "secret", "build", "--no-cache", dir)
+}
+
+// TestBuildOutput: a result goes to the client's disk, and is the client's there.
+func TestBuildOutput(t *testing.T) {
+	h := machine(t)
+	b := h.builders()[0]
+	dir := buildContext(t, map[string]string{
+		"Dockerfile": "FROM hello AS b\nRUN mkdir /out && echo x > /out/file && ln -s file /out/link\nFROM scratch\nCOPY --from=b /out /\n",
+	})
+	dest := t.TempDir()
+	b.ok(t, "build", "-o", dest, dir)
+	if got := mustRead(t, filepath.Join(dest, "link")); got != "x\n" {
+		t.Errorf("the file holds %q", got)
+	}
+	file := filepath.Join(t.TempDir(), "out.tar")
+	b.ok(t, "build", "-o", "type=tar,dest="+file, dir)
+	if st, err := os.Stat(file); err != nil || st.Size() < 1024 {
+		t.Errorf("the tar is %v, %v", st, err)
+	}
+}
+
+// TestBuildFails: a build that fails says where and why, and leaves nothing running.
+func TestBuildFails(t *testing.T) {
+	h := machine(t)
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte("outside\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, dockerfile, want string
+		classic                string // if it is another
+	}{
+		{"step", "FROM hello\nRUN echo before; exit 7", "exit code: 7", "The command '/bin/sh -c echo before; exit 7' returned a non-zero code: 7"},
+		{"no program", "FROM hello\nRUN [\"/no/such\"]", "exit code: 127", "returned a non-zero code: 127"},
+		{"syntax", "FROM hello\nRUNN x", "unknown instruction: RUNN", ""},
+		{"empty", "", "Dockerfile", ""},
+		{"no base", "FROM localhost:1/none", "localhost:1", ""},
+		{"outside", "FROM hello\nCOPY ../outside /x", "not found", ""},
+		{"link outside", "FROM hello\nCOPY link /x", "not found", ""},
+		{"no insecure step", "# syntax=docker/dockerfile:1-labs\nFROM hello\nRUN --security=insecure true", "security", ""},
+	} {
+		dir := buildContext(t, map[string]string{"Dockerfile": c.dockerfile})
+		if err := os.Symlink("../"+filepath.Base(filepath.Dir(outside))+"/outside", filepath.Join(dir, "link")); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range h.builders() {
+			t.Run(c.name+"/"+b.name, func(t *testing.T) {
+				want := c.want
+				if b.classic && c.classic != "" {
+					want = c.classic
+				}
+				b.fails(t, want, "build", "-t", "e2e-fails", dir)
+			})
+		}
+	}
+	h.noSteps(t)
+	h.docker().fails(t, "No such image", "image", "inspect", "e2e-fails")
+}
+
+// noSteps checks that no step of a build runs, and none of what it had is left.
+func (h *home) noSteps(t testing.TB) {
+	t.Helper()
+	const look = `cat /sys/fs/cgroup/berth-build/cgroup.procs /sys/fs/cgroup/berth-build/*/cgroup.procs 2>/dev/null;` +
+		`ls -d /sys/fs/cgroup/berth-build/*/ /run/berth/build/[a-z0-9]*/rootfs 2>/dev/null; grep /run/berth/build/ /proc/mounts; true`
+	eventually(t, "the end of every step", func() bool { return h.berth().ok(t, "ssh", look) == "" })
+}
+
+// TestBuildCancelled: a client that leaves takes its build with it.
+func TestBuildCancelled(t *testing.T) {
+	h := machine(t)
+	for _, b := range h.builders() {
+		t.Run(b.name, func(t *testing.T) {
+			mark := "cancel-" + b.name
+			dir := buildContext(t, map[string]string{"Dockerfile": fmt.Sprintf("FROM hello\nRUN : %s; trap '' INT TERM; sleep 600 & sleep 600\n", mark)})
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			cmd := b.command(ctx, "build", dir)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the step's start", func() bool {
+				return h.berth().ok(t, "ssh", "grep -l "+mark+" /proc/[0-9]*/cmdline | grep -v self | head -n 1; true") != "" &&
+					h.berth().ok(t, "ssh", "cat /sys/fs/cgroup/berth-build/*/cgroup.procs 2>/dev/null | head -n 1; true") != ""
+			})
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.Wait() }()
+			select {
+			case err := <-ended:
+				if err == nil {
+					t.Error("the client says that the build succeeded")
+				}
+			case <-time.After(patience):
+				t.Fatal("the client does not end")
+			}
+			h.noSteps(t)
+		})
+	}
+}
