@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 
 	"github.com/berthvm/berth/host/api"
@@ -221,7 +222,7 @@ func run(o Options) error {
 		cmd.Process.Kill()
 		<-exited
 		return &Error{api.KindFailure, fmt.Sprintf("cannot start machine %q: its daemon ended at once%s: see %s",
-			o.Machine.Name, lastWords(o.Machine.CrashLog()), o.Machine.DaemonLog())}
+			o.Machine.Name, LastWords(o.Machine.CrashLog()), o.Machine.DaemonLog())}
 	}
 	if h.Error != "" {
 		<-exited
@@ -230,8 +231,34 @@ func run(o Options) error {
 	return nil
 }
 
-// lastWords is the first line of what the daemon wrote to its standard error.
-func lastWords(file string) string {
+// Detached starts a program that outlives this one. What it prints goes to the
+// file, which is made anew. The channel is closed when the program ends.
+func Detached(argv []string, file string) (ended <-chan struct{}, err error) {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return nil, err
+	}
+	out, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = out, out
+	detach(cmd)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", argv[0], err)
+	}
+	end := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(end)
+	}()
+	return end, nil
+}
+
+// LastWords is the first line of what a program wrote to the file, in brackets and
+// with a space before, or nothing.
+func LastWords(file string) string {
 	body, err := os.ReadFile(file)
 	if err != nil {
 		return ""

@@ -35,6 +35,7 @@ type Home struct {
 	Data   string // NAME/: what must not be lost: data disk, keys
 	State  string // NAME/: locks, logs, last state
 	Cache  string // what can be found out again
+	Root   string // of BERTH_HOME; empty in the platform's directories
 
 	sockets string // the parent of all sockets' directories; short
 }
@@ -47,7 +48,9 @@ func Locate(getenv func(string) string) (Home, error) {
 		if err != nil {
 			return Home{}, fmt.Errorf("%s: %w", EnvHome, err)
 		}
-		return under(root, root), nil
+		h := under(root, root)
+		h.Root = root
+		return h, nil
 	}
 	h, err := platformHome(getenv)
 	if err != nil {
@@ -80,14 +83,26 @@ type Machine struct {
 	id         string // differs between machines, also those of other homes and users
 }
 
+// ID tells homes apart. It is empty for the platform's own directories.
+func (h Home) ID() string {
+	if h.Root == "" {
+		return ""
+	}
+	return shortHash(h.Root)
+}
+
+func shortHash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:6])
+}
+
 // Machine returns the files of the machine with that name.
 func (h Home) Machine(name string) (Machine, error) {
 	if err := checkName(name); err != nil {
 		return Machine{}, err
 	}
 	data := filepath.Join(h.Data, name)
-	sum := sha256.Sum256([]byte(data))
-	id := hex.EncodeToString(sum[:6])
+	id := shortHash(data)
 	return Machine{
 		Name:       name,
 		ConfigFile: filepath.Join(h.Config, name+".yaml"),
@@ -145,7 +160,10 @@ func (m Machine) ConsoleLog() string { return filepath.Join(m.StateDir, "console
 // CrashLog gets what the Go runtime says when the daemon itself crashes.
 func (m Machine) CrashLog() string { return filepath.Join(m.StateDir, "crash.log") }
 
-func (m Machine) stateFile() string { return filepath.Join(m.StateDir, "state.json") }
+// StateFileName is the file in StateDir that is replaced whenever the state changes.
+const StateFileName = "state.json"
+
+func (m Machine) stateFile() string { return filepath.Join(m.StateDir, StateFileName) }
 
 // StartLock is held by whoever is launching or deleting the machine.
 func (m Machine) StartLock() string { return filepath.Join(m.StateDir, "start.lock") }
