@@ -38,7 +38,7 @@ deps: ## install what the build needs from Debian's packages (asks for root only
 .PHONY: build
 build: deps ## build the programs and the guest image into bin/
 	@scripts/step "building bin/berth"
-	@$(BERTH_CGO) go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./cmd/berth
+	@$(BERTH_CGO) go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/berth ./cmd/berth-tray
 	@$(SIGN)
 	@scripts/step "building bin/berth-build"
 	@go build -trimpath -ldflags "$(LDFLAGS) -X $(COMPOSE)/internal.Version=$$(go list -m -f '{{.Version}}' $(COMPOSE))" -o bin/berth-build ./cmd/berth-build
@@ -115,9 +115,9 @@ fuzz: ## every fuzzer for FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: test-full
-test-full: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-fuzz ## what is longer than `make test`; each part can be run alone, and again
+test-full: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz ## what is longer than `make test`; each part can be run alone, and again
 
-.PHONY: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-fuzz
+.PHONY: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz
 test-full-race: registry
 	@scripts/deps gcc libc6-dev
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
@@ -130,6 +130,9 @@ test-full-arm64:
 	@scripts/step "building the guest image for arm64"
 	@go run ./images/build -arch arm64 -o bin/image-arm64 -version '$(VERSION)'
 	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 30m -v -run TestArm64 ./images
+test-full-tray: build # the icon on a real desktop; its pictures are in bin/tray
+	@scripts/deps xvfb openbox xfce4-panel dbus librsvg2-common imagemagick xdotool
+	@scripts/once $@ env BERTH_VM=1 BERTH_TRAY=1 go test -count=1 -timeout 20m -v -run TestTray ./host/e2e
 test-full-fuzz: deps
 	@scripts/once $@ scripts/fuzz $(FUZZTIME)
 
