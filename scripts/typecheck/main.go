@@ -1,10 +1,13 @@
-// Command typecheck type-checks packages for darwin with cgo on any host: no Mac,
-// no SDK and no C compiler is needed, as what comes from C is taken on trust
-// (go/types' FakeImportC). It checks the named packages whole, and of all that
-// they import the declarations. That finds what a Go compiler would find; it does
-// not compile, link or run anything.
+// Command typecheck type-checks packages for other platforms than this one. It
+// checks the named packages whole, and of all that they import the declarations
+// alone. That finds what a Go compiler would find in the named packages, in a
+// fraction of the time that compiling their imports takes; it does not compile,
+// link or run anything.
 //
-//	typecheck [-arch arm64,amd64] [-overlay FILE] PACKAGE...
+// With cgo, no SDK and no C compiler is needed, as what comes from C is taken on
+// trust (go/types' FakeImportC).
+//
+//	typecheck [-platforms OS/ARCH,...] [-cgo] [-overlay FILE] PACKAGE...
 //
 // An overlay replaces files, as go build's does.
 package main
@@ -26,25 +29,41 @@ import (
 )
 
 func main() {
-	arches := flag.String("arch", "arm64,amd64", "the architectures, `A,B`")
+	platforms := flag.String("platforms", "darwin/arm64,darwin/amd64", "the platforms, `OS/ARCH,...`")
+	cgo := flag.Bool("cgo", false, "check the files that are built with cgo")
 	overlay := flag.String("overlay", "", "JSON `file` that replaces files, as go build's")
 	flag.Parse()
 	failed := false
-	for arch := range strings.SplitSeq(*arches, ",") {
-		faults, n, err := check(arch, *overlay, flag.Args())
+	for name := range strings.SplitSeq(*platforms, ",") {
+		goos, arch, _ := strings.Cut(name, "/")
+		faults, n, err := check(platform{goos, arch, *cgo}, *overlay, flag.Args())
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "typecheck darwin/%s: %v\n", arch, err)
+			fmt.Fprintf(os.Stderr, "typecheck %s: %v\n", name, err)
 			os.Exit(1)
 		}
 		for _, f := range faults {
-			fmt.Fprintf(os.Stderr, "darwin/%s: %v\n", arch, f)
+			fmt.Fprintf(os.Stderr, "%s: %v\n", name, f)
 			failed = true
 		}
-		fmt.Printf("darwin/%s: %d packages, %d errors\n", arch, n, len(faults))
+		fmt.Printf("%s: %d packages, %d errors\n", name, n, len(faults))
 	}
 	if failed {
 		os.Exit(1)
 	}
+}
+
+// platform is what is checked for.
+type platform struct {
+	os, arch string
+	cgo      bool
+}
+
+func (p platform) env() []string {
+	cgo := "0"
+	if p.cgo {
+		cgo = "1"
+	}
+	return append(os.Environ(), "GOOS="+p.os, "GOARCH="+p.arch, "CGO_ENABLED="+cgo)
 }
 
 // listed is what is read of go list's output.
@@ -58,9 +77,9 @@ type listed struct {
 	Error      *struct{ Err string }
 }
 
-// check type-checks packages for one architecture and returns what is wrong, and
-// how many packages it has looked at.
-func check(arch, overlay string, patterns []string) (faults []error, packages int, err error) {
+// check type-checks packages for one platform and returns what is wrong, and how
+// many packages it has looked at.
+func check(on platform, overlay string, patterns []string) (faults []error, packages int, err error) {
 	args := []string{"list", "-e", "-deps", "-json=ImportPath,Dir,GoFiles,CgoFiles,ImportMap,DepOnly,Error"}
 	replaced := map[string]string{}
 	if overlay != "" {
@@ -70,13 +89,13 @@ func check(arch, overlay string, patterns []string) (faults []error, packages in
 		}
 	}
 	cmd := exec.Command("go", append(append(args, "--"), patterns...)...)
-	cmd.Env = append(os.Environ(), "GOOS=darwin", "GOARCH="+arch, "CGO_ENABLED=1")
+	cmd.Env = on.env()
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, 0, fmt.Errorf("go list: %w", err)
 	}
-	c := &checker{fset: token.NewFileSet(), sizes: types.SizesFor("gc", arch), replaced: replaced, done: map[string]*types.Package{"unsafe": types.Unsafe}}
+	c := &checker{cgo: on.cgo, fset: token.NewFileSet(), sizes: types.SizesFor("gc", on.arch), replaced: replaced, done: map[string]*types.Package{"unsafe": types.Unsafe}}
 	named := 0
 	for d := json.NewDecoder(strings.NewReader(string(out))); ; packages++ { // what is imported comes first
 		var p listed
@@ -109,6 +128,7 @@ func readOverlay(file string) (map[string]string, error) {
 }
 
 type checker struct {
+	cgo      bool
 	fset     *token.FileSet
 	sizes    types.Sizes
 	replaced map[string]string
@@ -145,7 +165,7 @@ func (c *checker) check(p listed) {
 		}
 	}
 	cfg := types.Config{
-		FakeImportC:      true,
+		FakeImportC:      c.cgo,
 		IgnoreFuncBodies: p.DepOnly,
 		Sizes:            c.sizes,
 		Importer:         importer{c, p.ImportMap},

@@ -10,6 +10,8 @@ import (
 
 const driver = "../../vm/vz"
 
+func darwin(arch string) platform { return platform{"darwin", arch, true} }
+
 // TestFindsSeededErrors puts mistakes into the macOS driver, as they would be
 // made by hand, and wants each found in its file.
 func TestFindsSeededErrors(t *testing.T) {
@@ -31,7 +33,7 @@ func TestFindsSeededErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			overlay, file := seed(t, tt.file, tt.right, tt.wrong)
-			faults, _, err := check(tt.arch, overlay, []string{driver})
+			faults, _, err := check(darwin(tt.arch), overlay, []string{driver})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,7 +80,7 @@ func seed(t *testing.T, name, right, wrong string) (overlay, file string) {
 
 func TestDriver(t *testing.T) {
 	for _, arch := range []string{"arm64", "amd64"} {
-		faults, packages, err := check(arch, "", []string{driver})
+		faults, packages, err := check(darwin(arch), "", []string{driver})
 		if err != nil || len(faults) > 0 {
 			t.Errorf("%s: %v %v", arch, faults, err)
 		}
@@ -89,7 +91,7 @@ func TestDriver(t *testing.T) {
 }
 
 func TestNoSuchPackage(t *testing.T) {
-	faults, _, err := check("arm64", "", []string{"./nowhere"})
+	faults, _, err := check(darwin("arm64"), "", []string{"./nowhere"})
 	if err == nil && len(faults) == 0 {
 		t.Error("a package that does not exist passes")
 	}
