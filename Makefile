@@ -109,6 +109,11 @@ bin/tools/docker: scripts/docker
 	@scripts/step "unpacking Debian's docker client"
 	@scripts/docker bin/tools
 
+.PHONY: testimages
+testimages: ## build the images of the long tests from Debian's packages (as root)
+	@scripts/step "building test images"
+	@go run ./scripts/testimages
+
 .PHONY: bench
 bench: build docker ## the figures Berth promises, each as a ratio within one run
 	@BERTH_VM=1 go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x -p 1 ./vm/qemu ./host/e2e
@@ -127,7 +132,7 @@ test-full-race: registry
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
 test-full-oci: deps
 	@scripts/once $@ guest/oci/suite
-test-full-e2e: build registry docker
+test-full-e2e: build registry docker testimages
 	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 40m -v ./host/e2e
 test-full-arm64:
 	@scripts/deps qemu-system-arm
