@@ -21,6 +21,7 @@ var (
 	procCloseOperation   = dll.NewProc("HcsCloseOperation")
 	procWaitForOperation = dll.NewProc("HcsWaitForOperationResult")
 	procGrant            = dll.NewProc("HcsGrantVmAccess")
+	procRevoke           = dll.NewProc("HcsRevokeVmAccess")
 	procCreate           = dll.NewProc("HcsCreateComputeSystem")
 	procClose            = dll.NewProc("HcsCloseComputeSystem")
 	procSetCallback      = dll.NewProc("HcsSetComputeSystemCallback")
@@ -152,6 +153,16 @@ func explain(err error, document string) error {
 
 // grant lets the machine open a file.
 func grant(id, path string) error {
+	if err := access(procGrant, id, path); err != nil {
+		return fmt.Errorf("let the machine open %s: %w", path, err)
+	}
+	return nil
+}
+
+// revoke takes back what grant gave, which would stay in the file's access list.
+func revoke(id, path string) error { return access(procRevoke, id, path) }
+
+func access(proc *windows.LazyProc, id, path string) error {
 	i, err := text(id)
 	if err != nil {
 		return err
@@ -160,10 +171,7 @@ func grant(id, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := hcall(procGrant, uintptr(unsafe.Pointer(i)), uintptr(unsafe.Pointer(p))); err != nil {
-		return fmt.Errorf("let the machine open %s: %w", path, err)
-	}
-	return nil
+	return hcall(proc, uintptr(unsafe.Pointer(i)), uintptr(unsafe.Pointer(p)))
 }
 
 // createSystem makes a machine.

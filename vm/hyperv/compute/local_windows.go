@@ -19,12 +19,12 @@ import (
 // allowed to use: it has to be elevated.
 func Local() Service { return local{} }
 
-// LocalAs is Local for another user, whose token it is, a primary one or for
-// impersonation: folders are shared with what that user may do. The token is the
-// caller's.
+// LocalAs is Local for another user, whose impersonation token it is: machines get
+// files that this user may open, and folders are shared with what this user may do.
+// The token stays the caller's, who keeps it for as long as a machine lives.
 func LocalAs(user windows.Token) Service { return local{user} }
 
-type local struct{ user windows.Token }
+type local struct{ user windows.Token } // 0 for this process's user
 
 // enable is how to switch the system on.
 const enable = `as administrator, run "dism /online /enable-feature /featurename:VirtualMachinePlatform /all" and restart Windows`
@@ -61,21 +61,22 @@ func (l local) Create(ctx context.Context, d Design) (_ System, err error) {
 	if err := d.Validate(); err != nil {
 		return nil, err
 	}
-	for _, f := range d.Files() {
-		if err := grant(d.ID, f.Path); err != nil {
-			return nil, err
-		}
-	}
-	h, err := createSystem(ctx, d.ID, d.Document())
-	if err != nil {
-		return nil, fmt.Errorf("make the machine: %w", err)
-	}
-	s := &system{handle: h, id: d.ID, shares: d.Shares, user: l.user, events: make(chan Event, 16)}
+	s := &system{id: d.ID, shares: d.Shares, user: l.user, events: make(chan Event, 16)}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
+	paths, err := s.grant(d.Files())
+	if err != nil {
+		return nil, err
+	}
+	d = d.WithFiles(paths)
+	h, err := createSystem(ctx, d.ID, d.Document())
+	if err != nil {
+		return nil, fmt.Errorf("make the machine: %w", err)
+	}
+	s.handle = h
 	if s.forget, err = h.watch(s.event); err != nil {
 		return nil, err
 	}
@@ -99,6 +100,7 @@ type system struct {
 	shares    []Share
 	user      windows.Token
 	forget    func()
+	granted   []string // files that the machine may open
 
 	mu     sync.Mutex // guards what follows
 	events chan Event
@@ -181,7 +183,7 @@ func (s *system) do(ctx context.Context, o Order) (err error) {
 	case OpResume:
 		_, err = s.handle.order(ctx, procResume, nil)
 	case OpSave:
-		_, err = s.handle.order(ctx, procSave, saveOptions(o.Path))
+		err = s.save(ctx, o.Path)
 	case OpMemory:
 		err = s.handle.modify(ctx, memoryChange(o.MemoryMiB), 0)
 	}
@@ -202,6 +204,33 @@ func (s *system) start(ctx context.Context) error {
 	return nil
 }
 
+// grant lets the machine open files, and returns their paths without links.
+func (s *system) grant(files []File) ([]string, error) {
+	held, err := hold(s.user, files)
+	if err != nil {
+		return nil, err
+	}
+	defer held.release()
+	for _, path := range held.paths {
+		if err := grant(s.id, path); err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		s.granted = append(s.granted, path)
+		s.mu.Unlock()
+	}
+	return held.paths, nil
+}
+
+func (s *system) save(ctx context.Context, path string) error {
+	paths, err := s.grant([]File{{Path: path, Write: true, make: true}})
+	if err != nil {
+		return err
+	}
+	_, err = s.handle.order(ctx, procSave, saveOptions(paths[0]))
+	return err
+}
+
 // Close implements System. The system ends a machine whose last handle is closed.
 func (s *system) Close() error {
 	s.mu.Lock()
@@ -211,14 +240,20 @@ func (s *system) Close() error {
 	if closed {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
-	defer cancel()
-	s.handle.order(ctx, procTerminate, nil) // an error says that it does not run
-	s.busy.Wait()                           // soon: there is nothing any more that could take its time
-	procClose.Call(uintptr(s.handle))
+	if s.handle != 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+		defer cancel()
+		s.handle.order(ctx, procTerminate, nil) // an error says that it does not run
+		s.busy.Wait()                           // soon: there is nothing any more that could take its time
+		procClose.Call(uintptr(s.handle))
+	}
 	if s.forget != nil {
 		s.forget()
 	}
+	var err error
+	for _, path := range s.granted {
+		err = errors.Join(err, revoke(s.id, path))
+	}
 	s.tell(Event{Exited: true, Forced: true})
-	return nil
+	return err
 }
