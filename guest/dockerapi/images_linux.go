@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthvm/berth/guest/engine/images"
 )
@@ -38,7 +40,11 @@ func (s *Server) images() {
 	s.handle("GET", "/images/{name...}/json", s.imageInspect)
 	s.handle("GET", "/images/{name...}/get", s.imageSave)
 	s.handle("GET", "/images/{name...}/history", func(c *call) error {
-		list, err := s.cfg.Images.History(c.Context(), c.vars["name"])
+		platform, err := images.ParsePlatform(c.query("platform"))
+		if err != nil {
+			return err
+		}
+		list, err := s.cfg.Images.History(c.Context(), c.vars["name"], platform)
 		if err != nil {
 			return err
 		}
@@ -47,6 +53,9 @@ func (s *Server) images() {
 	s.handle("POST", "/images/{name...}/push", s.imagePush)
 	s.handle("POST", "/images/{name...}/tag", func(c *call) error {
 		ref := c.query("repo")
+		if ref == "" {
+			return invalid("invalid reference format: the name of a repository is missing")
+		}
 		if tag := c.query("tag"); tag != "" {
 			ref += ":" + tag
 		}
@@ -56,13 +65,47 @@ func (s *Server) images() {
 		return c.done(http.StatusCreated)
 	})
 	s.handle("DELETE", "/images/{name...}", func(c *call) error {
-		list, err := s.cfg.Images.Remove(c.Context(), c.vars["name"], c.flag("force"))
+		platforms, err := c.platforms("platforms", 50)
+		if err != nil {
+			return err
+		}
+		list, err := s.cfg.Images.Remove(c.Context(), c.vars["name"], c.flag("force"), platforms)
 		if err != nil {
 			return err
 		}
 		return c.reply(http.StatusOK, list)
 	})
+	s.handle("GET", "/distribution/{name...}/json", func(c *call) error {
+		info, err := s.cfg.Images.Distribution(c.Context(), c.vars["name"], c.auth())
+		if err != nil {
+			return err
+		}
+		return c.reply(http.StatusOK, info)
+	})
 	s.handle("POST", "/commit", s.commit)
+}
+
+// platforms reads a parameter that may be given several times, from a version of
+// the API on. Several are understood since 1.52.
+func (c *call) platforms(name string, since version) ([]ocispec.Platform, error) {
+	values := c.URL.Query()[name]
+	if c.version < since {
+		return nil, nil
+	}
+	if c.version < 52 && len(values) > 1 {
+		return nil, invalid("multiple platform parameters are not supported in this API version; use API version 1.52 or later")
+	}
+	var out []ocispec.Platform
+	for _, v := range values {
+		p, err := images.ParsePlatform(v)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			out = append(out, *p)
+		}
+	}
+	return out, nil
 }
 
 func (s *Server) imageList(c *call) error {
@@ -70,11 +113,19 @@ func (s *Server) imageList(c *call) error {
 	if err != nil {
 		return err
 	}
-	list, err := s.cfg.Images.List(c.Context(), f, c.flag("manifests"))
+	o := images.ListOptions{Manifests: c.version >= 47 && c.flag("manifests"), SharedSize: c.version >= 42 && c.flag("shared-size")}
+	if c.version >= 54 && c.flag("identity") && !o.Manifests {
+		return invalid("conflicting options: identity requires manifests=1")
+	}
+	list, err := s.cfg.Images.List(c.Context(), f, o)
 	if err != nil {
 		return err
 	}
-	return c.reply(http.StatusOK, list)
+	shaped, err := c.imageListShape(list)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, shaped)
 }
 
 func (s *Server) imageInspect(c *call) error {
@@ -82,11 +133,19 @@ func (s *Server) imageInspect(c *call) error {
 	if err != nil {
 		return err
 	}
-	info, err := s.cfg.Images.Inspect(c.Context(), c.vars["name"], platform, c.flag("manifests"))
+	manifests := c.version >= 48 && c.flag("manifests")
+	if manifests && platform != nil {
+		return invalid("conflicting options: manifests and platform options cannot both be set")
+	}
+	info, err := s.cfg.Images.Inspect(c.Context(), c.vars["name"], platform, manifests)
 	if err != nil {
 		return err
 	}
-	return c.reply(http.StatusOK, info)
+	shaped, err := c.imageShape(info)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, shaped)
 }
 
 // auth reads the header that says who asks a registry. A malformed one counts as
@@ -139,6 +198,9 @@ func (s *Server) imageCreate(c *call) error {
 	if err != nil {
 		return invalid("invalid reference format: %v", err)
 	}
+	if reference.FamiliarName(named) == "scratch" {
+		return errdefs.ErrPermissionDenied.WithMessage("'scratch' is a reserved name")
+	}
 	all := tag == "" && reference.IsNameOnly(named)
 	switch {
 	case strings.Contains(tag, ":"):
@@ -150,9 +212,6 @@ func (s *Server) imageCreate(c *call) error {
 }
 
 func (s *Server) imageImport(c *call, src string, p *progress) error {
-	if src != "-" {
-		return errdefs.ErrNotImplemented.WithMessage("importing from a URL is not supported: fetch the archive and import it from a file")
-	}
 	platform, err := images.ParsePlatform(c.query("platform"))
 	if err != nil {
 		return err
@@ -161,7 +220,13 @@ func (s *Server) imageImport(c *call, src string, p *progress) error {
 	if tag := c.query("tag"); ref != "" && tag != "" {
 		ref += ":" + tag
 	}
-	id, err := s.cfg.Images.Import(c.Context(), c.Body, ref, c.query("message"), platform, c.URL.Query()["changes"])
+	o := images.ImportOptions{Ref: ref, Message: cmp.Or(c.query("message"), "Imported from "+src), Platform: platform, Changes: c.URL.Query()["changes"]}
+	var id string
+	if src == "-" {
+		id, err = s.cfg.Images.Import(c.Context(), c.Body, o)
+	} else {
+		id, err = s.cfg.Images.ImportURL(c.Context(), src, o, p.report)
+	}
 	if err == nil {
 		p.report(jsonstream.Message{Status: id})
 	}
@@ -182,16 +247,20 @@ func (s *Server) imagePush(c *call) error {
 }
 
 func (s *Server) imageLoad(c *call) error {
+	platforms, err := c.platforms("platform", 48)
+	if err != nil {
+		return err
+	}
 	p := &progress{c: c}
 	report := p.report
-	if c.flag("quiet") {
+	if c.flagOr("quiet", true) {
 		report = func(m jsonstream.Message) {
 			if m.Stream != "" {
 				p.report(m)
 			}
 		}
 	}
-	return p.end(s.cfg.Images.Load(c.Context(), c.Body, report))
+	return p.end(s.cfg.Images.Load(c.Context(), c.Body, platforms, report))
 }
 
 func (s *Server) imageSave(c *call) error {
@@ -199,19 +268,19 @@ func (s *Server) imageSave(c *call) error {
 	if name := c.vars["name"]; name != "" {
 		names = []string{name}
 	}
-	platform, err := images.ParsePlatform(c.query("platform"))
+	platforms, err := c.platforms("platform", 48)
 	if err != nil {
 		return err
 	}
 	if len(names) == 0 {
 		return invalid("no image given: name at least one")
 	}
-	// What is refused must be refused before the archive begins.
-	if err := s.cfg.Images.Check(c.Context(), names); err != nil {
+	write, err := s.cfg.Images.Save(c.Context(), names, platforms)
+	if err != nil {
 		return err
 	}
 	w := &begin{w: c.w, kind: "application/x-tar"}
-	if err := s.cfg.Images.Save(c.Context(), w, names, platform); err != nil {
+	if err := write(c.Context(), w); err != nil {
 		if !w.on {
 			return err
 		}

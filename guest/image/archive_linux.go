@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -14,14 +15,17 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
 // Load reads the images of an archive, OCI's or docker's, plain or compressed by
-// gzip or zstd.
-func (s *Store) Load(ctx context.Context, r io.Reader, progress ProgressFunc) ([]Loaded, error) {
+// gzip or zstd. Of each only the wanted platforms are kept, if any are named; an
+// image that has none of them is an error.
+func (s *Store) Load(ctx context.Context, r io.Reader, wanted []ocispec.Platform, progress ProgressFunc) ([]Loaded, error) {
 	ctx = s.ctx(ctx)
 	ctx, done, err := s.lease(ctx)
 	if err != nil {
@@ -46,17 +50,25 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress ProgressFunc) ([
 	if len(top.Manifests) == 0 {
 		return nil, fail(errdefs.ErrInvalidArgument, "the archive holds no image")
 	}
-	return s.loadAll(ctx, index, top.Manifests, newReporter(progress))
+	return s.loadAll(ctx, index, top.Manifests, wanted, newReporter(progress))
 }
 
-func (s *Store) loadAll(ctx context.Context, index ocispec.Descriptor, manifests []ocispec.Descriptor, report *reporter) ([]Loaded, error) {
+func (s *Store) loadAll(ctx context.Context, index ocispec.Descriptor, manifests []ocispec.Descriptor, wanted []ocispec.Platform, report *reporter) ([]Loaded, error) {
 	var loaded []Loaded
+	match := s.matcher(nil)
+	if len(wanted) > 0 {
+		match = platforms.Any(wanted...)
+	}
 	for _, desc := range manifests {
 		if err := checkDescriptor(index, desc); err != nil {
 			return loaded, err
 		}
-		if err := s.unpackLoaded(ctx, desc, report); err != nil {
+		img, err := s.unpackLoaded(ctx, desc, match, len(wanted) > 0, report)
+		if err != nil {
 			return loaded, err
+		}
+		if len(wanted) > 0 && img.Manifest.Digest == "" {
+			return loaded, fail(errdefs.ErrNotFound, "no images providing the requested platform(s) found: %v", formatAll(wanted))
 		}
 		l := Loaded{ID: desc.Digest}
 		name := danglingPrefix + desc.Digest.String()
@@ -85,12 +97,22 @@ func archiveName(desc ocispec.Descriptor) reference.Named {
 	return nil
 }
 
-// unpackLoaded unpacks an image whose blobs came by an archive. An index may lack
-// some of its platforms.
-func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, report *reporter) error {
-	match := s.matcher(nil)
+func formatAll(list []ocispec.Platform) []string {
+	var out []string
+	for _, p := range list {
+		out = append(out, platforms.FormatAll(p))
+	}
+	return out
+}
+
+// unpackLoaded unpacks what matches of an image whose blobs came by an archive. An
+// index may lack some of its platforms. With only, others are not kept.
+func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, match platforms.MatchComparer, only bool, report *reporter) (Image, error) {
 	children := images.ChildrenHandler(s.content)
 	children = checkChildren(children)
+	if only {
+		children = images.FilterPlatforms(children, match)
+	}
 	children = images.SetChildrenMappedLabels(s.content, children, images.ChildGCLabels)
 	here := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		info, err := s.content.Info(ctx, d.Digest)
@@ -105,10 +127,9 @@ func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, repor
 		return nil, nil
 	})
 	if err := s.unpack(ctx, images.Handlers(here, s.checkConfig(), announce(children, report)), match, report, desc); err != nil {
-		return err
+		return Image{}, err
 	}
-	_, err := s.readImage(ctx, desc, match)
-	return err
+	return s.readImage(ctx, desc, match)
 }
 
 // badArchive marks what is the archive's fault.
@@ -157,59 +178,108 @@ func (p prefixedStore) Abort(ctx context.Context, ref string) error {
 	return p.Store.Abort(ctx, p.prefix+ref)
 }
 
-// Save writes images to an archive that both OCI's and docker's readers take. A
-// repository without a tag means all its tags.
-func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, platform *ocispec.Platform) error {
+// Save returns what writes images to an archive that both OCI's and docker's readers
+// take, once it is known that all are here. A repository without a tag means all
+// its tags; no platform means all that are here.
+func (s *Store) Save(ctx context.Context, refs []string, wanted []ocispec.Platform) (write func(context.Context, io.Writer) error, saved []digest.Digest, err error) {
 	ctx = s.ctx(ctx)
 	if len(refs) == 0 {
-		return fail(errdefs.ErrInvalidArgument, "no image to save was named")
+		return nil, nil, fail(errdefs.ErrInvalidArgument, "no image to save was named")
 	}
-	opts := []archive.ExportOpt{archive.WithPlatform(s.matcher(platform)), archive.WithSkipMissing(s.content)}
-	if platform == nil {
-		opts = append(opts, archive.WithAllPlatforms())
+	opts := []archive.ExportOpt{archive.WithSkipMissing(s.content)}
+	if len(wanted) == 0 {
+		opts = append(opts, archive.WithAllPlatforms(), archive.WithPlatform(s.matcher(nil)))
+	} else {
+		opts = append(opts, archive.WithPlatform(platforms.Any(wanted...)))
 	}
 	for _, ref := range refs {
-		more, err := s.exports(ctx, ref, platform)
+		targets, err := s.exports(ctx, ref, wanted)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		opts = append(opts, more...)
+		for _, t := range targets {
+			var names []string
+			if t.name != "" {
+				names = []string{t.name}
+			}
+			opts = append(opts, archive.WithManifest(t.target, names...))
+			saved = append(saved, t.target.Digest)
+		}
 	}
-	return archive.Export(ctx, s.content, cancelWriter{ctx, w}, opts...)
+	return func(ctx context.Context, w io.Writer) error {
+		ctx = s.ctx(ctx)
+		return archive.Export(ctx, s.content, cancelWriter{ctx, w}, opts...)
+	}, saved, nil
 }
 
-// exports says what of one reference goes into an archive.
-func (s *Store) exports(ctx context.Context, ref string, platform *ocispec.Platform) ([]archive.ExportOpt, error) {
-	if named, err := reference.ParseNormalizedNamed(ref); err == nil && reference.IsNameOnly(named) {
-		var opts []archive.ExportOpt
-		all, err := s.images.List(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, img := range all {
-			if repository(img.Name) == named.Name() {
-				opts = append(opts, archive.WithManifest(img.Target, img.Name))
+// export is one image of an archive, and the name it has there.
+type export struct {
+	target ocispec.Descriptor
+	name   string
+}
+
+// exports says what of one reference goes into an archive. Of several platforms an
+// image must have each.
+func (s *Store) exports(ctx context.Context, ref string, wanted []ocispec.Platform) ([]export, error) {
+	records, err := s.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	r, matched, findErr := s.find(ctx, ref)
+	byID := findErr == nil && matched == ""
+	var out []export
+	if err == nil && reference.IsNameOnly(named) && !byID {
+		for _, r := range records {
+			for _, img := range r.names {
+				if repository(img.Name) != named.Name() {
+					continue
+				}
+				target, err := s.exported(ctx, r, ref, wanted)
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, export{target, img.Name})
 			}
 		}
-		if len(opts) > 0 {
-			return opts, nil
+		if len(out) > 0 {
+			return out, nil
 		}
 	}
-	r, matched, err := s.find(ctx, ref)
+	if findErr != nil {
+		return nil, findErr
+	}
+	target, err := s.exported(ctx, r, ref, wanted)
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.image(ctx, r, platform)
-	if err != nil {
-		return nil, err
+	if isDangling(matched) || named != nil && refDigest(named) != "" {
+		matched = "" // what is named by digest has no tag in the archive
 	}
-	if platform != nil && img.Manifest.Digest == "" {
-		return nil, fail(errdefs.ErrNotFound, "image %s does not hold the platform", ref)
+	return []export{{target, matched}}, nil
+}
+
+// exported returns what of an image goes into an archive: the manifest of the one
+// wanted platform, or all of it.
+func (s *Store) exported(ctx context.Context, r record, ref string, wanted []ocispec.Platform) (ocispec.Descriptor, error) {
+	target := r.target
+	for _, p := range wanted {
+		img, err := s.image(ctx, r, &p)
+		if err != nil {
+			return target, err
+		}
+		if img.Manifest.Digest == "" {
+			return target, missingPlatform(ref, p)
+		}
+		if len(wanted) == 1 {
+			target = img.Manifest
+		}
 	}
-	if matched == "" || isDangling(matched) {
-		return []archive.ExportOpt{archive.WithManifest(r.target)}, nil
+	target.Annotations = maps.Clone(target.Annotations)
+	for _, key := range []string{images.AnnotationImageName, ocispec.AnnotationRefName} {
+		delete(target.Annotations, key) // they would be taken for names
 	}
-	return []archive.ExportOpt{archive.WithManifest(r.target, matched)}, nil
+	return target, nil
 }
 
 // cancelWriter ends with its context.

@@ -68,6 +68,9 @@ func (s *Store) Prepare(ctx context.Context, key, refOrID string, opts PrepareOp
 	if ids := img.Spec.RootFS.DiffIDs; len(ids) > 0 {
 		r.Chain = identity.ChainID(slices.Clone(ids))
 	}
+	if err := s.ensureUnpacked(ctx, img, r.Chain); err != nil {
+		return Rootfs{}, fmt.Errorf("cannot unpack image %s: %w", refOrID, err)
+	}
 	if r.Lower, err = s.lowerOf(ctx, r.Manifest, r.Chain); err != nil {
 		return Rootfs{}, fmt.Errorf("cannot use image %s: %w", refOrID, err)
 	}
@@ -78,6 +81,26 @@ func (s *Store) Prepare(ctx context.Context, key, refOrID string, opts PrepareOp
 	s.rootfs.byKey[key] = r
 	s.rootfs.mu.Unlock()
 	return r, nil
+}
+
+// ensureUnpacked unpacks an image that is in the store as blobs only: the other
+// platforms of an archive are.
+func (s *Store) ensureUnpacked(ctx context.Context, img Image, chain digest.Digest) error {
+	s.rootfs.mu.Lock()
+	known := s.rootfs.lower[img.Manifest.Digest] != nil
+	s.rootfs.mu.Unlock()
+	if known || chain == "" {
+		return nil
+	}
+	if _, err := s.snap.Stat(ctx, chain.String()); !errdefs.IsNotFound(err) {
+		return err
+	}
+	ctx, done, err := s.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.unpackMade(ctx, img.Manifest)
 }
 
 // lowerOf returns an image's layers and makes sure that they stay. The caller

@@ -49,7 +49,7 @@ func TestFullDisk(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("pull: %v", err)
 	}
-	if _, err := s.Load(t.Context(), bytes.NewReader(big.archive(t, "big:1")), nil); err == nil || !strings.Contains(err.Error(), "no space left on device") {
+	if _, err := s.Load(t.Context(), bytes.NewReader(big.archive(t, "big:1")), nil, nil); err == nil || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("load: %v", err)
 	}
 	settle(t, s)

@@ -26,12 +26,12 @@
 //	Push(ctx, ref string, PushOptions) ([]Pushed, error)
 //	List(ctx, ListOptions) ([]Image, error)
 //	Get(ctx, refOrID string) (Image, error); GetPlatform(ctx, refOrID, *ocispec.Platform) (Image, error)
-//	History(ctx, refOrID string) ([]History, error)
+//	History(ctx, refOrID string, *ocispec.Platform) ([]History, error); Distribution(ctx, ref string, Auth) (ocispec.Descriptor, []ocispec.Platform, error)
 //	Tag(ctx, refOrID, newRef string) (Image, error)
-//	Remove(ctx, refOrID string, RemoveOptions) ([]Deleted, error)
+//	Remove(ctx, refOrID string, RemoveOptions) ([]Deleted, error); RemovePlatforms(ctx, refOrID string, []ocispec.Platform, RemoveOptions) ([]Deleted, error)
 //	Prune(ctx, PruneOptions) (Pruned, error)
 //	DiskUsage(ctx) (DiskUsage, error)
-//	Load(ctx, io.Reader, ProgressFunc) ([]Loaded, error); Save(ctx, io.Writer, refs []string, *ocispec.Platform) error
+//	Load(ctx, io.Reader, []ocispec.Platform, ProgressFunc) ([]Loaded, error); Save(ctx, refs []string, []ocispec.Platform) (func(ctx, io.Writer) error, []digest.Digest, error)
 //	Import(ctx, io.Reader, ImportOptions) (Image, error)
 //	LoadBuiltin(ctx, dir string) error
 //	Prepare(ctx, key, refOrID string, PrepareOptions) (Rootfs, error)

@@ -202,8 +202,8 @@ func TestPullStatus(t *testing.T) {
 		{name: "429", code: 429, body: `{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}`, kind: errdefs.IsUnavailable, want: "toomanyrequests: "},
 		{name: "500", code: 500, body: "<html>", kind: errdefs.IsUnavailable, want: "500 Internal Server Error"},
 		{name: "500, blob", code: 500, blobs: true, body: `{"errors":[{"message":"disk\nfull"}]}`, kind: errdefs.IsUnavailable, want: "disk full"},
-		{name: "401", code: 401, kind: errdefs.IsPermissionDenied, want: "may require 'docker login'"},
-		{name: "403", code: 403, kind: errdefs.IsPermissionDenied, want: "may require 'docker login'"},
+		{name: "401", code: 401, kind: errdefs.IsNotFound, want: "may require 'docker login'"},
+		{name: "403", code: 403, kind: errdefs.IsNotFound, want: "may require 'docker login'"},
 		{name: "404, blob", code: 404, blobs: true, kind: errdefs.IsNotFound, want: "does not have sha256:"},
 		{name: "418", code: 418, want: "418"},
 	} {
@@ -416,7 +416,7 @@ func TestHostileImages(t *testing.T) {
 			}
 			t.Log(err)
 			empty(t, s)
-			_, err = s.Load(t.Context(), bytes.NewReader(img.archive(t, "evil:1")), nil)
+			_, err = s.Load(t.Context(), bytes.NewReader(img.archive(t, "evil:1")), nil, nil)
 			if err == nil && name != "too deep" && name != "index is empty" {
 				t.Error("load: no error")
 			}
@@ -444,7 +444,7 @@ func TestConfigFields(t *testing.T) {
 			img := newImage(t, layer(t, entry{name: "f", body: "f"}))
 			img.manifest.Config = img.addJSON(t, ocispec.MediaTypeImageConfig, config)
 			img.seal(t)
-			_, err := s.Load(t.Context(), bytes.NewReader(img.archive(t, "x:1")), nil)
+			_, err := s.Load(t.Context(), bytes.NewReader(img.archive(t, "x:1")), nil, nil)
 			if !errdefs.IsInvalidArgument(err) {
 				t.Errorf("error = %v", err)
 			}
@@ -492,7 +492,7 @@ func TestHostileArchives(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
-			_, err := s.Load(t.Context(), bytes.NewReader(body), nil)
+			_, err := s.Load(t.Context(), bytes.NewReader(body), nil, nil)
 			if err == nil {
 				t.Error("no error")
 			}
@@ -512,7 +512,7 @@ func TestLoadCancelled(t *testing.T) {
 		cancel()
 		w.Write(body[len(body)/2:])
 	}()
-	_, err := s.Load(ctx, r, nil)
+	_, err := s.Load(ctx, r, nil, nil)
 	r.Close()
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error = %v", err)

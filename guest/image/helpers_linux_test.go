@@ -210,7 +210,7 @@ func (i *testImage) archiveOf(t testing.TB, index any) []byte {
 // load puts the image into a store under name.
 func load(t testing.TB, s *Store, img *testImage, name string) Image {
 	t.Helper()
-	loaded, err := s.Load(t.Context(), bytes.NewReader(img.archive(t, name)), nil)
+	loaded, err := s.Load(t.Context(), bytes.NewReader(img.archive(t, name)), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,4 +358,14 @@ func settle(t testing.TB, s *Store) {
 	if err := s.collect(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// save writes an archive of images to w.
+func save(t *testing.T, s *Store, w io.Writer, refs []string, wanted ...ocispec.Platform) error {
+	t.Helper()
+	write, _, err := s.Save(t.Context(), refs, wanted)
+	if err != nil {
+		return err
+	}
+	return write(t.Context(), w)
 }

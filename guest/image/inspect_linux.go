@@ -35,8 +35,9 @@ func (s *Store) Get(ctx context.Context, refOrID string) (Image, error) {
 	return s.GetPlatform(ctx, refOrID, nil)
 }
 
-// GetPlatform is Get for the manifest of a platform; nil means the store's. An
-// image that lacks the platform is an error only when one was named.
+// GetPlatform is Get for the manifest of a platform; nil means the store's or, where
+// the image lacks it, the first that is here. An image that lacks a platform that
+// was named is an error.
 func (s *Store) GetPlatform(ctx context.Context, refOrID string, platform *ocispec.Platform) (Image, error) {
 	ctx = s.ctx(ctx)
 	r, _, err := s.find(ctx, refOrID)
@@ -45,9 +46,13 @@ func (s *Store) GetPlatform(ctx context.Context, refOrID string, platform *ocisp
 	}
 	img, err := s.image(ctx, r, platform)
 	if err == nil && platform != nil && img.Manifest.Digest == "" {
-		return Image{}, fail(errdefs.ErrNotFound, "image %s does not hold the platform %s", refOrID, platforms.Format(*platform))
+		return Image{}, missingPlatform(refOrID, *platform)
 	}
 	return img, err
+}
+
+func missingPlatform(ref string, p ocispec.Platform) error {
+	return fail(errdefs.ErrNotFound, "image with reference %s was found but does not provide the specified platform (%s)", ref, platforms.FormatAll(p))
 }
 
 // image reads what a record's target holds.
@@ -55,7 +60,7 @@ func (s *Store) image(ctx context.Context, r record, platform *ocispec.Platform)
 	img, known := s.known(r.target.Digest, platform)
 	if !known {
 		var err error
-		if img, err = s.readImage(ctx, r.target, s.matcher(platform)); err != nil {
+		if img, err = s.readImage(ctx, r.target, s.shown(platform)); err != nil {
 			return Image{}, fmt.Errorf("image %s: %w", r.target.Digest, err)
 		}
 		s.remember(img, platform)
@@ -96,6 +101,28 @@ func (s *Store) matcher(platform *ocispec.Platform) platforms.MatchComparer {
 		return platforms.Only(s.platform)
 	}
 	return platforms.Only(platforms.Normalize(*platform))
+}
+
+// shown matches what an image is looked at as.
+func (s *Store) shown(platform *ocispec.Platform) platforms.MatchComparer {
+	if platform == nil {
+		return prefer{platforms.Only(s.platform)}
+	}
+	return s.matcher(platform)
+}
+
+// prefer matches every platform, but first those that another matcher does.
+type prefer struct{ first platforms.MatchComparer }
+
+func (prefer) Match(ocispec.Platform) bool { return true }
+
+func (p prefer) Less(a, b ocispec.Platform) bool {
+	switch inA, inB := p.first.Match(a), p.first.Match(b); {
+	case inA && inB:
+		return p.first.Less(a, b)
+	default:
+		return inA && !inB
+	}
 }
 
 // readImage reads manifests and configs from the content store; what is missing
@@ -247,10 +274,11 @@ func jsonProblem(err error) string {
 	return err.Error()
 }
 
-// History tells how an image was made, newest step first.
-func (s *Store) History(ctx context.Context, refOrID string) ([]History, error) {
+// History tells how an image was made, newest step first. A nil platform is
+// GetPlatform's.
+func (s *Store) History(ctx context.Context, refOrID string, platform *ocispec.Platform) ([]History, error) {
 	ctx = s.ctx(ctx)
-	img, err := s.Get(ctx, refOrID)
+	img, err := s.GetPlatform(ctx, refOrID, platform)
 	if err != nil {
 		return nil, err
 	}

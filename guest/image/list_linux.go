@@ -3,13 +3,17 @@ package image
 import (
 	"context"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 )
 
 // List returns the images that match, the newest first.
@@ -45,18 +49,23 @@ func (s *Store) List(ctx context.Context, opts ListOptions) ([]Image, error) {
 
 // bounds finds the times that the filters before and since mean.
 func (s *Store) bounds(ctx context.Context, opts ListOptions) (before, since time.Time, err error) {
-	for _, b := range []struct {
-		ref string
-		at  *time.Time
-	}{{opts.Before, &before}, {opts.Since, &since}} {
-		if b.ref == "" {
-			continue
-		}
-		img, err := s.Get(ctx, b.ref)
+	for _, ref := range opts.Before {
+		img, err := s.Get(ctx, ref)
 		if err != nil {
 			return before, since, err
 		}
-		*b.at = img.Created
+		if before.IsZero() || img.Created.Before(before) {
+			before = img.Created
+		}
+	}
+	for _, ref := range opts.Since {
+		img, err := s.Get(ctx, ref)
+		if err != nil {
+			return before, since, err
+		}
+		if img.Created.After(since) {
+			since = img.Created
+		}
 	}
 	return before, since, nil
 }
@@ -67,8 +76,10 @@ func (o ListOptions) match(img *Image) bool {
 	if o.Dangling != nil && *o.Dangling != (len(img.RepoTags) == 0) {
 		return false
 	}
-	if !o.Until.IsZero() && !img.Created.Before(o.Until) {
-		return false
+	for _, t := range o.Until {
+		if !img.Created.Before(t) {
+			return false
+		}
 	}
 	for _, l := range o.Labels {
 		if !hasLabel(img.Spec.Config.Labels, l) {
@@ -104,7 +115,7 @@ func matching(names, patterns []string) []string {
 			continue
 		}
 		for _, p := range patterns {
-			if matchName(p, name) || matchName(p, reference.FamiliarName(named)) || matchName(p, named.Name()) {
+			if matchName(p, name) || matchName(p, reference.FamiliarName(named)) || matchName(p, named.Name()) || matchName(p, named.String()) {
 				found = append(found, name)
 				break
 			}
@@ -116,6 +127,34 @@ func matching(names, patterns []string) []string {
 func matchName(pattern, name string) bool {
 	ok, err := path.Match(pattern, name)
 	return err == nil && ok || pattern == name
+}
+
+// SharedSizes returns how many bytes of each image's unpacked layers other images
+// in the list have, too.
+func (s *Store) SharedSizes(ctx context.Context, list []Image) (map[digest.Digest]int64, error) {
+	ctx = s.ctx(ctx)
+	users := map[digest.Digest]int{} // of a layer on top of those below it
+	for _, img := range list {
+		for _, chain := range identity.ChainIDs(slices.Clone(img.Spec.RootFS.DiffIDs)) {
+			users[chain]++
+		}
+	}
+	shared := map[digest.Digest]int64{}
+	for _, img := range list {
+		var total int64
+		for _, chain := range identity.ChainIDs(slices.Clone(img.Spec.RootFS.DiffIDs)) {
+			if users[chain] < 2 {
+				continue
+			}
+			usage, err := s.snap.Usage(ctx, chain.String())
+			if err != nil && !errdefs.IsNotFound(err) {
+				return nil, err
+			}
+			total += usage.Size
+		}
+		shared[img.ID] = total
+	}
+	return shared, nil
 }
 
 // DiskUsage measures the whole store.

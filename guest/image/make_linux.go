@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
@@ -50,7 +51,10 @@ func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Im
 	}
 	platform := s.platform
 	if opts.Platform != nil {
-		platform = *opts.Platform
+		platform = platforms.Normalize(*opts.Platform)
+		if platform.OS == "" {
+			platform.OS = s.platform.OS
+		}
 	}
 	now := time.Now().UTC()
 	spec := dockerspec.DockerOCIImage{

@@ -243,7 +243,9 @@ func (s *Store) Tag(ctx context.Context, refOrID, newRef string) (Image, error) 
 	if refDigest(named) != "" {
 		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create a tag with a digest reference")
 	}
-	if hexPattern.MatchString(reference.FamiliarName(named)) {
+	if name := reference.FamiliarName(named); name == string(digest.Canonical) {
+		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create an ambiguous tag using digest algorithm as name")
+	} else if hexPattern.MatchString(name) {
 		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create a name that looks like an ID")
 	}
 	r, _, err := s.find(ctx, refOrID)

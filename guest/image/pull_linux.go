@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
@@ -76,11 +77,14 @@ func (s *Store) pullOne(ctx context.Context, named reference.Named, opts PullOpt
 	} else if tagged, ok := named.(reference.Tagged); ok {
 		id = tagged.Tag()
 	}
+	old, _ := s.images.Get(ctx, dbName(named))
+	if found, err := s.pullBuiltin(ctx, named, opts.Platform, report); found || err != nil {
+		return s.pulled(ctx, named, old.Target.Digest, opts, report, err)
+	}
 	ctx, done, err := s.pullLease(ctx, named)
 	if err != nil {
 		return Image{}, err
 	}
-	old, _ := s.images.Get(ctx, dbName(named))
 	target, err := s.fetchImage(ctx, named, opts, report, func() {
 		report.line(Progress{ID: id, Status: "Pulling from " + reference.FamiliarName(named)})
 	})
@@ -88,17 +92,26 @@ func (s *Store) pullOne(ctx context.Context, named reference.Named, opts PullOpt
 		err = s.setName(ctx, dbName(named), target, nil)
 	}
 	done(err)
+	return s.pulled(ctx, named, old.Target.Digest, opts, report, err)
+}
+
+// pulled ends a pull: it says what came of it.
+func (s *Store) pulled(ctx context.Context, named reference.Named, old digest.Digest, opts PullOptions, report *reporter, err error) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
 	s.forget()
-	report.line(Progress{Status: "Digest: " + target.Digest.String()})
+	img, err := s.GetPlatform(ctx, dbName(named), opts.Platform)
+	if err != nil {
+		return Image{}, err
+	}
+	report.line(Progress{Status: "Digest: " + img.ID.String()})
 	status := "Status: Downloaded newer image for "
-	if old.Target.Digest == target.Digest {
+	if old == img.ID {
 		status = "Status: Image is up to date for "
 	}
 	report.line(Progress{Status: status + reference.FamiliarString(named)})
-	return s.GetPlatform(ctx, target.Digest.String(), opts.Platform)
+	return img, nil
 }
 
 // pullLease protects a pull. A pull that breaks for a passing reason leaves its
@@ -174,7 +187,7 @@ func (s *Store) fetchImage(ctx context.Context, named reference.Named, opts Pull
 	resolver := s.registry.Resolver(ctx, opts.Auth, nil)
 	_, target, err := resolver.Resolve(ctx, resolverRef(named))
 	if err != nil {
-		return ocispec.Descriptor{}, registry.Explain(err, named)
+		return ocispec.Descriptor{}, registry.Explain(err, named, registry.Pull)
 	}
 	if !images.IsIndexType(target.MediaType) && !images.IsManifestType(target.MediaType) {
 		return ocispec.Descriptor{}, fail(errdefs.ErrInvalidArgument, "%s is not an image: unsupported media type %q", reference.FamiliarString(named), target.MediaType)
@@ -389,12 +402,15 @@ const maxStarts = 2
 // handle is an images.Handler that fetches one blob.
 func (f *fetch) handle(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	layer := images.IsLayerType(desc.MediaType)
+	// The lease comes before the look: what is there now is not collected after.
+	if err := f.adopt(ctx, desc); err != nil {
+		return nil, err
+	}
 	if _, err := f.store.content.Info(ctx, desc.Digest); err == nil {
-		err := f.adopt(ctx, desc)
 		if layer {
 			f.report.exists(desc.Digest)
 		}
-		return nil, err
+		return nil, nil
 	}
 	var at int64
 	fresh := false
@@ -428,7 +444,7 @@ func (f *fetch) handle(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.
 	}
 }
 
-// adopt puts a blob that is in the store under the pull's lease.
+// adopt puts a blob, whether it is in the store or not, under the pull's lease.
 func (f *fetch) adopt(ctx context.Context, desc ocispec.Descriptor) error {
 	id, ok := leases.FromContext(ctx)
 	if !ok {
@@ -505,7 +521,7 @@ func (f *fetch) explain(desc ocispec.Descriptor, err error) error {
 	if errdefs.IsNotFound(err) {
 		return fail(errdefs.ErrNotFound, "registry %s does not have %s, which %s needs", reference.Domain(f.named), desc.Digest, reference.FamiliarString(f.named))
 	}
-	return registry.Explain(err, f.named)
+	return registry.Explain(err, f.named, registry.Pull)
 }
 
 // unpack fetches by handler and unpacks what matches, layers in parallel.

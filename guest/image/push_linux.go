@@ -73,7 +73,7 @@ func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts P
 	report.line(Progress{Status: fmt.Sprintf("The push refers to repository [%s]", named.Name())})
 	img, err := s.images.Get(ctx, dbName(named))
 	if errdefs.IsNotFound(err) {
-		return Pushed{}, noLocal(named)
+		return Pushed{}, fail(errdefs.ErrNotFound, "tag does not exist: %s", reference.FamiliarString(named))
 	}
 	if err != nil {
 		return Pushed{}, err
@@ -85,7 +85,7 @@ func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts P
 	tracker := docker.NewInMemoryTracker()
 	pusher, err := s.registry.Resolver(ctx, opts.Auth, tracker).Pusher(ctx, named.String()+"@"+target.Digest.String())
 	if err != nil {
-		return Pushed{}, registry.Explain(err, named)
+		return Pushed{}, registry.Explain(err, named, registry.Push)
 	}
 	p := &push{store: s, pusher: pusher, tracker: tracker, report: report, named: named}
 	if err := p.tree(ctx, target); err != nil {
@@ -199,7 +199,7 @@ func (p *push) blob(ctx context.Context, desc ocispec.Descriptor) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return registry.Explain(err, p.named)
+		return registry.Explain(err, p.named, registry.Push)
 	}
 	done, statusErr := p.tracker.GetStatus(remotes.MakeRefKey(ctx, desc))
 	if statusErr == nil && done.MountedFrom != "" {

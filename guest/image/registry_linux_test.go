@@ -160,7 +160,7 @@ func TestBasicAuth(t *testing.T) {
 	pushed(t, s, simple(t, "x"), ref, good)
 	for name, auth := range map[string]Auth{"none": {}, "wrong": {Username: "me", Password: "wrong"}, "token": {RegistryToken: "abc"}} {
 		_, err := s.Pull(t.Context(), ref, PullOptions{Auth: auth})
-		if !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "docker login") {
+		if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "docker login") {
 			t.Errorf("%s: %v", name, err)
 		}
 		load(t, s, simple(t, "y"), ref)

@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Remove takes a name off an image, and removes the image with its last one. An
@@ -25,12 +26,8 @@ func (s *Store) Remove(ctx context.Context, refOrID string, opts RemoveOptions) 
 		return nil, err
 	}
 	last := len(drop) == len(r.names)
-	var users []User
-	if opts.Users != nil {
-		users = opts.Users(r.target.Digest)
-	}
 	if last {
-		if err := inUse(refOrID, r.target.Digest, matched != "", users, opts.Force); err != nil {
+		if err := inUse(refOrID, r.target.Digest, matched != "", opts.users(r.target.Digest), opts.Force); err != nil {
 			return nil, err
 		}
 	}
@@ -40,6 +37,53 @@ func (s *Store) Remove(ctx context.Context, refOrID string, opts RemoveOptions) 
 	}
 	s.collectSoon()
 	return append(deleted, Deleted{Deleted: r.target.Digest}), nil
+}
+
+// RemovePlatforms removes some platforms of an image and leaves its names and the
+// others. What a running container uses stays.
+func (s *Store) RemovePlatforms(ctx context.Context, refOrID string, list []ocispec.Platform, opts RemoveOptions) ([]Deleted, error) {
+	ctx = s.ctx(ctx)
+	if !opts.Force {
+		return nil, fail(errdefs.ErrInvalidArgument, "Content will be removed from all images referencing this variant. Use --force to force delete.") //nolint:staticcheck // docker's words
+	}
+	s.tagging.Lock()
+	defer s.tagging.Unlock()
+	r, _, err := s.find(ctx, refOrID)
+	if err != nil {
+		return nil, err
+	}
+	var deleted []Deleted
+	for _, p := range list {
+		img, err := s.image(ctx, r, &p)
+		if err != nil {
+			return deleted, err
+		}
+		if img.Manifest.Digest == "" {
+			return deleted, missingPlatform(refOrID, p)
+		}
+		for _, u := range opts.users(img.ID) {
+			if u.Running && (u.Manifest == "" || u.Manifest == img.Manifest.Digest) {
+				return deleted, fail(errdefs.ErrConflict, "conflict: unable to delete %s (cannot be forced) - image is being used by running container %s",
+					shortID(img.Manifest.Digest), shortContainer(u.ContainerID))
+			}
+		}
+		// What only the manifest refers to goes with the next collection.
+		if err := s.content.Delete(ctx, img.Manifest.Digest); err != nil && !errdefs.IsNotFound(err) {
+			return deleted, err
+		}
+		s.forget()
+		deleted = append(deleted, Deleted{Deleted: img.Manifest.Digest})
+	}
+	s.collectSoon()
+	return deleted, nil
+}
+
+// users tells who uses an image.
+func (o RemoveOptions) users(id digest.Digest) []User {
+	if o.Users == nil {
+		return nil
+	}
+	return o.Users(id)
 }
 
 // namesToDrop returns the database's names that a removal takes away.
@@ -103,7 +147,7 @@ func (s *Store) dropNames(ctx context.Context, r record, drop []images.Image) ([
 		if n, err := reference.ParseNormalizedNamed(img.Name); err == nil {
 			shown = reference.FamiliarString(n)
 		}
-		deleted = append(deleted, Deleted{Untagged: shown})
+		deleted = append(deleted, Deleted{Untagged: shown, ID: r.target.Digest})
 	}
 	return deleted, nil
 }

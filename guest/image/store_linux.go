@@ -76,6 +76,7 @@ type Store struct {
 
 	mu       sync.Mutex // guards what follows; never held while a database is asked
 	resolved map[digest.Digest]Image
+	builtin  string // the directory of built-in images
 	gcTimer  *time.Timer
 	closed   bool
 	running  sync.WaitGroup // collections

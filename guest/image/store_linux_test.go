@@ -276,7 +276,7 @@ func TestNames(t *testing.T) {
 func TestHistory(t *testing.T) {
 	s := open(t)
 	img := load(t, s, simple(t, "a"), "docker.io/library/a:1")
-	steps, err := s.History(t.Context(), "a:1")
+	steps, err := s.History(t.Context(), "a:1", nil)
 	if err != nil || len(steps) != 2 || steps[0].CreatedBy != "step 1" || steps[0].ID != img.ID.String() || steps[1].ID != "<missing>" || steps[1].Size == 0 {
 		t.Errorf("history = %+v, %v", steps, err)
 	}
@@ -290,12 +290,12 @@ func TestSaveLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	var saved bytes.Buffer
-	if err := s.Save(t.Context(), &saved, []string{"a", "b:1"}, nil); err != nil {
+	if err := save(t, s, &saved, []string{"a", "b:1"}); err != nil {
 		t.Fatal(err)
 	}
 	other := open(t)
 	for _, archive := range [][]byte{saved.Bytes(), gz(t, saved.Bytes()), dockerOnly(t, saved.Bytes())} {
-		loaded, err := other.Load(t.Context(), bytes.NewReader(archive), nil)
+		loaded, err := other.Load(t.Context(), bytes.NewReader(archive), nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,7 +316,7 @@ func TestSaveLoad(t *testing.T) {
 		}
 		empty(t, other)
 	}
-	if err := s.Save(t.Context(), &saved, []string{"nothing"}, nil); !errdefs.IsNotFound(err) {
+	if err := save(t, s, &saved, []string{"nothing"}); !errdefs.IsNotFound(err) {
 		t.Errorf("Save of nothing: %v", err)
 	}
 }
@@ -446,17 +446,17 @@ func TestAttestations(t *testing.T) {
 	}
 	// What is here of it can be saved and loaded elsewhere.
 	var saved bytes.Buffer
-	if err := other.Save(t.Context(), &saved, []string{ref}, nil); err != nil {
+	if err := save(t, other, &saved, []string{ref}); err != nil {
 		t.Fatal(err)
 	}
 	third := open(t)
-	if _, err := third.Load(t.Context(), &saved, nil); err != nil {
+	if _, err := third.Load(t.Context(), &saved, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := third.Get(t.Context(), ref); err != nil || len(again.Layers) != 2 {
 		t.Errorf("loaded again: %+v, %v", again, err)
 	}
-	if err := other.Save(t.Context(), &saved, []string{ref}, &ocispec.Platform{OS: "linux", Architecture: "s390x"}); !errdefs.IsNotFound(err) {
+	if err := save(t, other, &saved, []string{ref}, ocispec.Platform{OS: "linux", Architecture: "s390x"}); !errdefs.IsNotFound(err) {
 		t.Errorf("save of a platform that is not here: %v", err)
 	}
 }

@@ -119,20 +119,22 @@ type ListOptions struct {
 	Reference []string // patterns, any may match
 	Labels    []string // "key" or "key=value", all must match
 	NotLabels []string
-	Before    string // images made before this one
-	Since     string
-	Until     time.Time // images made before this time
+	Before    []string // images made before each of these
+	Since     []string
+	Until     []time.Time // images made before each of these times
 }
 
-// Deleted is one line of what a removal did: one field is set.
+// Deleted is one line of what a removal did: Untagged or Deleted is set.
 type Deleted struct {
 	Untagged string
 	Deleted  digest.Digest
+	ID       digest.Digest // of the image that lost its name
 }
 
 // User is a container that uses an image.
 type User struct {
 	ContainerID string
+	Manifest    digest.Digest // of the platform it was made from; "" when unknown
 	Running     bool
 }
 

@@ -29,6 +29,10 @@ func change(c *apicontainer.Config, name, rest string) error {
 		return fmt.Errorf("%s requires arguments", name)
 	}
 	switch name {
+	case "USER", "STOPSIGNAL", "WORKDIR", "ENV", "LABEL", "EXPOSE", "VOLUME":
+		rest = expand(rest, c.Env)
+	}
+	switch name {
 	case "CMD":
 		c.Cmd = command(rest, c.Shell)
 	case "ENTRYPOINT":
@@ -45,12 +49,20 @@ func change(c *apicontainer.Config, name, rest string) error {
 	case "ONBUILD":
 		c.OnBuild = append(c.OnBuild, rest)
 	case "ENV":
-		for _, kv := range pairs(rest) {
+		list, err := pairs(name, rest)
+		if err != nil {
+			return err
+		}
+		for _, kv := range list {
 			c.Env = slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, kv[0]+"=") })
 			c.Env = append(c.Env, kv[0]+"="+kv[1])
 		}
 	case "LABEL":
-		for _, kv := range pairs(rest) {
+		list, err := pairs(name, rest)
+		if err != nil {
+			return err
+		}
+		for _, kv := range list {
 			if c.Labels == nil {
 				c.Labels = map[string]string{}
 			}
@@ -100,20 +112,36 @@ func list(s string) []string {
 	return strings.Fields(s)
 }
 
-// pairs reads key=value ..., whose values may be quoted, or "key value".
-func pairs(s string) [][2]string {
+// pairs reads the arguments of an instruction: key=value ..., whose values may be
+// quoted, or "key value".
+func pairs(instruction, s string) ([][2]string, error) {
 	if key, value, ok := strings.Cut(s, " "); ok && !strings.Contains(key, "=") {
-		return [][2]string{{key, strings.TrimSpace(value)}}
+		return [][2]string{{key, strings.TrimSpace(value)}}, nil
 	}
 	var out [][2]string
+	for _, w := range words(s) {
+		key, value, ok := strings.Cut(w, "=")
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("syntax error - can't find = in %q. Must be of the form: name=value", w)
+		case key == "":
+			return nil, fmt.Errorf("%s names can not be blank", instruction)
+		}
+		out = append(out, [2]string{key, value})
+	}
+	return out, nil
+}
+
+// words splits at spaces that are neither quoted nor escaped.
+func words(s string) []string {
+	var out []string
 	var word strings.Builder
 	quote := rune(0)
 	flush := func() {
 		if word.Len() == 0 {
 			return
 		}
-		key, value, _ := strings.Cut(word.String(), "=")
-		out = append(out, [2]string{key, value})
+		out = append(out, word.String())
 		word.Reset()
 	}
 	escaped := false

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -62,9 +64,22 @@ func (r Report) progress() image.ProgressFunc {
 	}
 }
 
-func (s *Service) event(action events.Action, id, name string) {
+// event records what happened to an image; labels are the image's.
+func (s *Service) event(action events.Action, id, name string, labels map[string]string) {
+	attributes := map[string]string{}
+	maps.Copy(attributes, labels)
+	attributes["name"] = name
 	s.engine.Journal.Publish(events.Message{Type: events.ImageEventType, Action: action, Scope: "local",
-		Actor: events.Actor{ID: id, Attributes: map[string]string{"name": name}}})
+		Actor: events.Actor{ID: id, Attributes: attributes}})
+}
+
+// about is event with the labels of an image that is in the store.
+func (s *Service) about(ctx context.Context, action events.Action, id, name string) {
+	img, err := s.store.Get(context.WithoutCancel(ctx), id)
+	if err != nil {
+		img = image.Image{}
+	}
+	s.event(action, id, name, img.Spec.Config.Labels)
 }
 
 // users lists the containers of every image. A Service has no other way to fail
@@ -78,7 +93,7 @@ func (s *Service) users(ctx context.Context) (func(digest.Digest) []image.User, 
 		var users []image.User
 		for _, u := range all {
 			if u.ImageID == id.String() {
-				users = append(users, image.User{ContainerID: u.ContainerID, Running: u.Running})
+				users = append(users, image.User{ContainerID: u.ContainerID, Manifest: digest.Digest(u.Manifest), Running: u.Running})
 			}
 		}
 		return users
@@ -91,8 +106,16 @@ type Auth = image.Auth
 // Pull pulls an image, or with all every tag of a repository.
 func (s *Service) Pull(ctx context.Context, ref string, platform *ocispec.Platform, all bool, auth Auth, report Report) error {
 	pulled, err := s.store.Pull(ctx, ref, image.PullOptions{Platform: platform, All: all, Auth: auth, Progress: report.progress()})
-	for range pulled {
-		s.event(events.ActionPull, ref, ref)
+	named, perr := reference.ParseNormalizedNamed(ref)
+	if perr != nil {
+		return err
+	}
+	for _, img := range pulled {
+		shown := reference.FamiliarString(reference.TagNameOnly(named))
+		if all && len(img.RepoTags) > 0 {
+			shown = img.RepoTags[0]
+		}
+		s.event(events.ActionPull, shown, reference.FamiliarName(named), img.Spec.Config.Labels)
 	}
 	return err
 }
@@ -106,7 +129,10 @@ func (s *Service) Push(ctx context.Context, ref string, platform *ocispec.Platfo
 			raw := json.RawMessage(aux)
 			report(jsonstream.Message{Aux: &raw})
 		}
-		s.event(events.ActionPush, ref, ref)
+		if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+			name := reference.FamiliarName(named)
+			s.about(ctx, events.ActionPush, name+":"+p.Tag, name)
+		}
 	}
 	return err
 }
@@ -126,18 +152,13 @@ func listOptions(f filter.Set) (image.ListOptions, error) {
 		}
 		o.Dangling = &yes
 	}
-	for _, v := range f.Values("before") {
-		o.Before = v
-	}
-	for _, v := range f.Values("since") {
-		o.Since = v
-	}
+	o.Before, o.Since = f.Values("before"), f.Values("since")
 	for _, v := range f.Values("until") {
 		t, err := Until(v)
 		if err != nil {
 			return o, err
 		}
-		o.Until = t
+		o.Until = append(o.Until, t)
 	}
 	return o, nil
 }
@@ -159,8 +180,14 @@ func Until(v string) (time.Time, error) {
 	return time.Time{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid filter 'until=%s'", v))
 }
 
+// ListOptions say what List tells of each image besides.
+type ListOptions struct {
+	Manifests  bool // what it holds for which platform
+	SharedSize bool // how much of it other images have, too
+}
+
 // List describes the images that match.
-func (s *Service) List(ctx context.Context, f filter.Set, manifests bool) ([]*apiimage.Summary, error) {
+func (s *Service) List(ctx context.Context, f filter.Set, more ListOptions) ([]*apiimage.Summary, error) {
 	if err := s.wait(ctx); err != nil {
 		return nil, err
 	}
@@ -176,6 +203,12 @@ func (s *Service) List(ctx context.Context, f filter.Set, manifests bool) ([]*ap
 	if err != nil {
 		return nil, err
 	}
+	var shared map[digest.Digest]int64
+	if more.SharedSize {
+		if shared, err = s.store.SharedSizes(ctx, found); err != nil {
+			return nil, err
+		}
+	}
 	out := []*apiimage.Summary{}
 	for _, img := range found {
 		sum := &apiimage.Summary{ID: img.ID.String(), ParentID: img.Parent.String(), Created: img.Created.Unix(),
@@ -189,8 +222,11 @@ func (s *Service) List(ctx context.Context, f filter.Set, manifests bool) ([]*ap
 				sum.Containers++
 			}
 		}
-		if manifests {
+		if more.Manifests {
 			sum.Manifests = summaries(img, all)
+		}
+		if more.SharedSize {
+			sum.SharedSize = shared[img.ID]
 		}
 		out = append(out, sum)
 	}
@@ -250,6 +286,11 @@ func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Pl
 	if err != nil {
 		return nil, err
 	}
+	if platform != nil {
+		// What was asked for is one platform's manifest, not all that the name means.
+		img.Target = img.Manifest
+		img.Target.Platform = &img.Spec.Platform
+	}
 	r := &apiimage.InspectResponse{ID: img.ID.String(), RepoTags: orEmpty(img.RepoTags), RepoDigests: orEmpty(img.RepoDigests),
 		Author: img.Spec.Author, Config: &img.Spec.Config, Architecture: img.Spec.Architecture, Variant: img.Spec.Variant,
 		Os: img.Spec.OS, OsVersion: img.Spec.OSVersion, Size: img.Size(), Descriptor: &img.Target,
@@ -274,11 +315,11 @@ func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Pl
 }
 
 // History lists the steps by which an image was made, newest first.
-func (s *Service) History(ctx context.Context, name string) ([]apiimage.HistoryResponseItem, error) {
+func (s *Service) History(ctx context.Context, name string, platform *ocispec.Platform) ([]apiimage.HistoryResponseItem, error) {
 	if err := s.wait(ctx); err != nil {
 		return nil, err
 	}
-	steps, err := s.store.History(ctx, name)
+	steps, err := s.store.History(ctx, name, platform)
 	if err != nil {
 		return nil, err
 	}
@@ -300,13 +341,17 @@ func (s *Service) Tag(ctx context.Context, name, newName string) error {
 	}
 	img, err := s.store.Tag(ctx, name, newName)
 	if err == nil {
-		s.event(events.ActionTag, img.ID.String(), newName)
+		if named, perr := reference.ParseNormalizedNamed(newName); perr == nil {
+			newName = reference.FamiliarString(reference.TagNameOnly(named))
+		}
+		s.event(events.ActionTag, img.ID.String(), newName, img.Spec.Config.Labels)
 	}
 	return err
 }
 
-// Remove takes a name off an image, or removes it.
-func (s *Service) Remove(ctx context.Context, name string, force bool) ([]apiimage.DeleteResponse, error) {
+// Remove takes a name off an image, or removes it, or removes only some platforms of
+// it.
+func (s *Service) Remove(ctx context.Context, name string, force bool, platforms []ocispec.Platform) ([]apiimage.DeleteResponse, error) {
 	if err := s.wait(ctx); err != nil {
 		return nil, err
 	}
@@ -314,7 +359,12 @@ func (s *Service) Remove(ctx context.Context, name string, force bool) ([]apiima
 	if err != nil {
 		return nil, err
 	}
-	deleted, err := s.store.Remove(ctx, name, image.RemoveOptions{Force: force, Users: users})
+	o := image.RemoveOptions{Force: force, Users: users}
+	if len(platforms) > 0 {
+		deleted, err := s.store.RemovePlatforms(ctx, name, platforms, o)
+		return s.deleted(deleted), err
+	}
+	deleted, err := s.store.Remove(ctx, name, o)
 	return s.deleted(deleted), err
 }
 
@@ -323,9 +373,9 @@ func (s *Service) deleted(list []image.Deleted) []apiimage.DeleteResponse {
 	for _, d := range list {
 		out = append(out, apiimage.DeleteResponse{Untagged: d.Untagged, Deleted: d.Deleted.String()})
 		if d.Untagged != "" {
-			s.event(events.ActionUnTag, d.Untagged, d.Untagged)
+			s.event(events.ActionUnTag, d.ID.String(), d.Untagged, nil)
 		} else {
-			s.event(events.ActionDelete, d.Deleted.String(), d.Deleted.String())
+			s.event(events.ActionDelete, d.Deleted.String(), d.Deleted.String(), nil)
 		}
 	}
 	return out
@@ -354,61 +404,111 @@ func (s *Service) Prune(ctx context.Context, f filter.Set) (*apiimage.PruneRepor
 	return report, nil
 }
 
-// Load takes an archive of images.
-func (s *Service) Load(ctx context.Context, r io.Reader, report Report) error {
-	loaded, err := s.store.Load(ctx, r, report.progress())
+// Load takes an archive of images, or of each only some platforms.
+func (s *Service) Load(ctx context.Context, r io.Reader, platforms []ocispec.Platform, report Report) error {
+	loaded, err := s.store.Load(ctx, r, platforms, report.progress())
 	for _, l := range loaded {
 		text := "Loaded image: " + l.Ref + "\n"
 		if l.Ref == "" {
 			text = "Loaded image ID: " + l.ID.String() + "\n"
 		}
 		report(jsonstream.Message{Stream: text})
-		s.event(events.ActionLoad, l.ID.String(), l.Ref)
+		s.about(ctx, events.ActionLoad, l.ID.String(), l.ID.String())
 	}
 	return err
 }
 
-// Check says whether all the images exist.
-func (s *Service) Check(ctx context.Context, names []string) error {
+// Save returns what writes an archive of images; what is refused is refused now.
+func (s *Service) Save(ctx context.Context, names []string, platforms []ocispec.Platform) (func(context.Context, io.Writer) error, error) {
 	if err := s.wait(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	for _, name := range names {
-		if _, err := s.store.Get(ctx, name); err != nil {
-			return err
+	write, saved, err := s.store.Save(ctx, names, platforms)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, w io.Writer) error {
+		for _, id := range saved {
+			s.about(ctx, events.ActionSave, id.String(), id.String())
 		}
-	}
-	return nil
+		return write(ctx, w)
+	}, nil
 }
 
-// Save writes an archive of images.
-func (s *Service) Save(ctx context.Context, w io.Writer, names []string, platform *ocispec.Platform) error {
-	if err := s.store.Save(ctx, w, names, platform); err != nil {
-		return err
+// Distribution says what a registry has under a name.
+func (s *Service) Distribution(ctx context.Context, name string, auth Auth) (*registry.DistributionInspect, error) {
+	ref, err := reference.ParseAnyReference(name)
+	if err != nil {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 	}
-	for _, n := range names {
-		s.event(events.ActionSave, n, n)
+	if _, ok := ref.(reference.Named); !ok {
+		return nil, errdefs.ErrInvalidArgument.WithMessage("no manifest found for full image ID")
 	}
-	return nil
+	desc, platforms, err := s.store.Distribution(ctx, name, auth)
+	if err != nil {
+		return nil, err
+	}
+	return &registry.DistributionInspect{Descriptor: desc, Platforms: platforms}, nil
+}
+
+// ImportURL is Import of an archive that is fetched from a URL; without a scheme it
+// is http's.
+func (s *Service) ImportURL(ctx context.Context, url string, o ImportOptions, report Report) (string, error) {
+	if !strings.Contains(url, "://") {
+		url = "http://" + url
+	}
+	body, size, err := s.store.Download(ctx, url)
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	report(jsonstream.Message{Status: "Downloading from " + url})
+	return s.Import(ctx, &progressReader{r: body, total: max(size, 0), report: report}, o)
+}
+
+// progressReader reports how far an import is.
+type progressReader struct {
+	r         io.Reader
+	at, total int64
+	last      time.Time
+	report    Report
+}
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.at += int64(n)
+	if now := time.Now(); now.Sub(p.last) > 100*time.Millisecond || err != nil {
+		p.last = now
+		p.report(jsonstream.Message{Status: "Importing", Progress: &jsonstream.Progress{Current: p.at, Total: p.total}})
+	}
+	return n, err
+}
+
+// ImportOptions say what Import makes of an archive.
+type ImportOptions struct {
+	Ref      string // empty: no name
+	Message  string
+	Platform *ocispec.Platform
+	Changes  []string // Dockerfile instructions
 }
 
 // Import makes an image of a root file system's archive.
-func (s *Service) Import(ctx context.Context, r io.Reader, ref, message string, platform *ocispec.Platform, changes []string) (string, error) {
-	if ref != "" {
-		if _, err := reference.ParseNormalizedNamed(ref); err != nil {
+func (s *Service) Import(ctx context.Context, r io.Reader, o ImportOptions) (string, error) {
+	if o.Ref != "" {
+		if _, err := reference.ParseNormalizedNamed(o.Ref); err != nil {
 			return "", errdefs.ErrInvalidArgument.WithMessage(err.Error())
 		}
 	}
 	var cfg apicontainer.Config
-	if err := Change(&cfg, changes); err != nil {
+	if err := Change(&cfg, o.Changes); err != nil {
 		return "", err
 	}
-	img, err := s.store.Import(ctx, r, image.ImportOptions{Ref: ref, Platform: platform, Message: message,
+	img, err := s.store.Import(ctx, r, image.ImportOptions{Ref: o.Ref, Platform: o.Platform, Message: o.Message,
 		Config: imageConfig(&cfg)})
 	if err != nil {
 		return "", err
 	}
-	s.event(events.ActionImport, img.ID.String(), ref)
+	s.event(events.ActionImport, img.ID.String(), img.ID.String(), img.Spec.Config.Labels)
 	return img.ID.String(), nil
 }
 
@@ -499,7 +599,13 @@ func ParsePlatform(v string) (*ocispec.Platform, error) {
 	var p ocispec.Platform
 	if strings.HasPrefix(v, "{") {
 		if err := json.Unmarshal([]byte(v), &p); err != nil {
-			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid platform: %v", err))
+			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("failed to parse platform: %v", err))
+		}
+		switch some := p.Variant != "" || p.OSVersion != "" || len(p.OSFeatures) > 0; {
+		case p.OS == "" && p.Architecture == "" && some:
+			return nil, errdefs.ErrInvalidArgument.WithMessage("optional platform fields provided, but OS and Architecture are missing")
+		case p.OS == "" || p.Architecture == "":
+			return nil, errdefs.ErrInvalidArgument.WithMessage("both OS and Architecture must be provided")
 		}
 		return &p, nil
 	}
@@ -512,7 +618,7 @@ func ParsePlatform(v string) (*ocispec.Platform, error) {
 
 // DiskUsage says what images take on the disk.
 func (s *Service) DiskUsage(ctx context.Context, items bool) (*apiimage.DiskUsage, error) {
-	list, err := s.List(ctx, nil, items)
+	list, err := s.List(ctx, nil, ListOptions{Manifests: items, SharedSize: true})
 	if err != nil {
 		return nil, err
 	}

@@ -13,9 +13,18 @@ import (
 	"github.com/distribution/reference"
 )
 
+// Verb is what was asked of a registry.
+type Verb string
+
+// The verbs that Explain tells apart.
+const (
+	Pull Verb = "pull"
+	Push Verb = "push"
+)
+
 // Explain turns what a resolver returned into docker's words about ref, marked
 // with the kind of failure. A nil error stays nil.
-func Explain(err error, ref reference.Named) error {
+func Explain(err error, ref reference.Named, verb Verb) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
@@ -35,9 +44,9 @@ func Explain(err error, ref reference.Named) error {
 	var multiple docker.Errors
 	switch {
 	case errors.Is(err, docker.ErrInvalidAuthorization):
-		return denied(ref, err)
+		return denied(ref, verb, err)
 	case errors.As(err, &status):
-		return explainStatus(status, ref)
+		return explainStatus(status, ref, verb)
 	case errors.As(err, &multiple):
 		return fmt.Errorf("%s: %w", name, err)
 	case errdefs.IsNotFound(err):
@@ -46,11 +55,11 @@ func Explain(err error, ref reference.Named) error {
 	return err
 }
 
-func explainStatus(status remoteerrors.ErrUnexpectedStatus, ref reference.Named) error {
+func explainStatus(status remoteerrors.ErrUnexpectedStatus, ref reference.Named, verb Verb) error {
 	message := errorMessage(status.Body)
 	switch status.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return denied(ref, errors.New(message))
+		return denied(ref, verb, errors.New(message))
 	case http.StatusNotFound:
 		return say(errdefs.ErrNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(ref))
 	}
@@ -67,13 +76,17 @@ func explainStatus(status remoteerrors.ErrUnexpectedStatus, ref reference.Named)
 	return say(kind, "received unexpected HTTP status from %s: %s", reference.Domain(ref), message)
 }
 
-func denied(ref reference.Named, reason error) error {
+// denied is not found for a pull: a registry does not tell the two apart.
+func denied(ref reference.Named, verb Verb, reason error) error {
 	text := reason.Error()
 	if text == "" || errors.Is(reason, docker.ErrInvalidAuthorization) {
 		text = "denied: requested access to the resource is denied"
 	}
-	return say(errdefs.ErrPermissionDenied,
-		"access denied for %s, repository does not exist or may require 'docker login': %s", reference.FamiliarName(ref), text)
+	var kind error = errdefs.ErrNotFound
+	if verb == Push {
+		kind = errdefs.ErrPermissionDenied
+	}
+	return say(kind, string(verb)+" access denied for %s, repository does not exist or may require 'docker login': %s", reference.FamiliarName(ref), text)
 }
 
 // explained is an error whose text is for users; kind is one of errdefs'.

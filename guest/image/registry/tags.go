@@ -32,7 +32,7 @@ func (c *Client) Tags(ctx context.Context, named reference.Named, auth Auth) ([]
 	for {
 		page, link, err := c.tagsPage(ctx, host, next.String(), reference.Path(named))
 		if err != nil {
-			return nil, Explain(err, named)
+			return nil, Explain(err, named, Pull)
 		}
 		tags = append(tags, page...)
 		if link == "" {

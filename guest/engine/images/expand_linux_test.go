@@ -1,0 +1,73 @@
+package images
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	apicontainer "github.com/moby/moby/api/types/container"
+)
+
+func TestExpand(t *testing.T) {
+	env := []string{"PATH=/old", "PATH=/bin", "EMPTY="}
+	for in, want := range map[string]string{
+		"":                     "",
+		"PATH=/usr/bin:$PATH":  "PATH=/usr/bin:/bin",
+		"${PATH}x$PATH.y":      "/binx/bin.y",
+		"${NONE:-word}":        "word",
+		"${PATH:-word}":        "/bin",
+		"${EMPTY:-word}":       "word",
+		"${PATH:+set}${NO:+x}": "set",
+		"$NONE":                "",
+		`\$PATH`:               "$PATH",
+		`'$PATH' "$PATH"`:      `'$PATH' "/bin"`,
+		"100$":                 "100$",
+		"${PATH":               "${PATH",
+		`a\b`:                  `a\b`,
+	} {
+		if got := expand(in, env); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestChange(t *testing.T) {
+	c := apicontainer.Config{Env: []string{"A=1"}}
+	err := Change(&c, []string{"ENV A=2 B=$A", "ENV C=$B", `LABEL x="a $B"`, `CMD echo $A`, "USER u$A", "WORKDIR /w/$B", "WORKDIR sub", "EXPOSE 80/udp $A",
+		`VOLUME ["/v"]`, `ENTRYPOINT ["/x","$A"]`, "STOPSIGNAL SIGINT", "ONBUILD RUN $A"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"A=2", "B=1", "C=1"}; !reflect.DeepEqual(c.Env, want) {
+		t.Errorf("env %q, want %q", c.Env, want)
+	}
+	if c.Labels["x"] != "a 1" || c.User != "u2" || c.WorkingDir != "/w/1/sub" || len(c.ExposedPorts) != 2 || len(c.Volumes) != 1 {
+		t.Errorf("%+v", c)
+	}
+	if !reflect.DeepEqual([]string(c.Entrypoint), []string{"/x", "$A"}) || c.Cmd[2] != "echo $A" || c.OnBuild[0] != "RUN $A" {
+		t.Errorf("commands are the container's to expand: %q, %q, %q", c.Entrypoint, c.Cmd, c.OnBuild)
+	}
+	for _, bad := range []string{"", "RUN x", "ENV", "EXPOSE x", "ENV novalue"} {
+		if err := Change(&c, []string{bad}); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+// FuzzChange: no instruction panics, and what is left out of a name stays out.
+func FuzzChange(f *testing.F) {
+	f.Add("ENV A=$B 'c d'=${E:-x}")
+	f.Add(`LABEL a="b\" c" d`)
+	f.Add("EXPOSE 80/tcp 1-3")
+	f.Fuzz(func(t *testing.T, line string) {
+		var c apicontainer.Config
+		if err := Change(&c, []string{line}); err != nil {
+			return
+		}
+		for _, kv := range c.Env {
+			if !strings.Contains(kv, "=") {
+				t.Errorf("%q: env %q", line, kv)
+			}
+		}
+	})
+}
