@@ -3,14 +3,14 @@
 package main
 
 import (
-	"context"
+	"errors"
 	"log/slog"
 
-	"github.com/berthvm/berth/host/daemon"
 	"github.com/berthvm/berth/host/machine"
+	"github.com/berthvm/berth/vm"
 )
 
-// openFolders is for hosts whose drivers cannot share folders yet.
-func openFolders(machine.Machine, machine.Config, *slog.Logger) func(context.Context) ([]daemon.Folder, error) {
-	return nil
+// newDevice is for hosts whose drivers have a device that folders can be served to.
+func newDevice(machine.Folder, []string, int, *slog.Logger) (vm.ShareServer, error) {
+	return nil, errors.ErrUnsupported
 }

@@ -29,7 +29,7 @@ func production() wiring {
 
 // newQEMU is the driver of hosts without a better one.
 func newQEMU(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver {
-	o := qemu.Options{CacheDir: m.CacheDir, Log: log}
+	o := qemu.Options{CacheDir: m.CacheDir, Serial: c.Streams == machine.StreamsSerial, Log: log}
 	if c.Acceleration == machine.AccelerationNone {
 		o.Acceleration = qemu.TCG
 	}
@@ -59,4 +59,5 @@ func reachGuest(o *daemon.Options) {
 	o.Loopback = forward.Loopback{Log: o.Log}.Serve
 	o.Publish = &forward.Ports{Log: o.Log}
 	o.Folders = openFolders(o.Machine, o.Config, o.Log)
+	o.Streams = serveFolders(o.Log)
 }

@@ -77,7 +77,9 @@ func (m *machine) mount9P(s wire.Share, target string, flags uintptr) error {
 		return err
 	}
 	defer f.Close() // the mount has its own reference
+	name := s.Tag
 	if s.Port == wire.PortFolderHost {
+		name = ""
 		_, err := f.Write(m.host.welcome.Secret)
 		if err == nil {
 			err = wire.WriteFrame(f, wire.FolderRequest{Tag: s.Tag})
@@ -92,7 +94,7 @@ func (m *machine) mount9P(s wire.Share, target string, flags uintptr) error {
 	}
 	var mountErr error
 	err = raw.Control(func(fd uintptr) {
-		options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=mmap,aname=%s", fd, fd, wire.Max9P, s.Tag)
+		options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=mmap,aname=%s", fd, fd, wire.Max9P, name)
 		mountErr = unix.Mount(s.Tag, target, "9p", flags, options)
 	})
 	if err := errors.Join(err, mountErr); err != nil {

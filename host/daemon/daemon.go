@@ -55,9 +55,13 @@ type Options struct {
 	// secret is what a stream must begin with now; nil matches nothing.
 	Loopback func(ctx context.Context, l net.Listener, secret func() []byte) error
 
-	// Folders opens the host's folders that the guest may mount, if there are any.
-	// A folder's server that is an io.Closer is closed when the machine has ended.
-	Folders func(context.Context) ([]Folder, error)
+	// Folders opens the host's folders that the guest may mount, if there are any:
+	// with a Server where machines have a device for them, else with a Stream. Those
+	// that are an io.Closer are closed when the machine has ended.
+	Folders func(ctx context.Context, device bool) ([]Folder, error)
+	// Streams gives the guest's streams that ask for a folder to its Stream, by the
+	// tag, likewise.
+	Streams func(ctx context.Context, l net.Listener, secret func() []byte, folder func(tag string) FolderStream) error
 
 	// Publish serves the guest's wishes to listen on the host for containers.
 	// Without it nothing is published.
@@ -77,7 +81,13 @@ type Options struct {
 // Folder is one folder of the host that is lent to the guest.
 type Folder struct {
 	vm.Share
-	Names []string // on the host, Share.Path among them
+	Names  []string     // on the host, Share.Path among them
+	Stream FolderStream // instead of Share.Server
+}
+
+// FolderStream serves a folder by 9P over streams of the guest's.
+type FolderStream interface {
+	Serve(conn net.Conn) error // until conn ends; closes it
 }
 
 // Image is what a driver boots.

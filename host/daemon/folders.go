@@ -8,13 +8,25 @@ import (
 	"github.com/berthvm/berth/vm"
 )
 
-// shares are the folders as the driver wants them.
+// shares are the folders for the driver.
 func (d *daemon) shares() []vm.Share {
 	var out []vm.Share
 	for _, f := range d.folders {
-		out = append(out, f.Share)
+		if f.Stream == nil {
+			out = append(out, f.Share)
+		}
 	}
 	return out
+}
+
+// folderStream is the folder for a stream of the guest's; nil when none is lent.
+func (d *daemon) folderStream(tag string) FolderStream {
+	for _, f := range d.folders {
+		if f.Tag == tag {
+			return f.Stream
+		}
+	}
+	return nil
 }
 
 // welcomeShares are the folders as the guest wants them: each under all its names.
@@ -22,7 +34,11 @@ func (d *daemon) welcomeShares() []wire.Share {
 	var out []wire.Share
 	for _, f := range d.folders {
 		for _, name := range f.Names {
-			out = append(out, wire.Share{Tag: f.Tag, Path: name, ReadOnly: f.ReadOnly})
+			share := wire.Share{Tag: f.Tag, Path: name, ReadOnly: f.ReadOnly}
+			if f.Stream != nil {
+				share.Protocol, share.Port = wire.Share9P, wire.PortFolderHost
+			}
+			out = append(out, share)
 		}
 	}
 	return out
@@ -42,12 +58,12 @@ func (d *daemon) lentFolders() []api.Lent {
 
 func (d *daemon) closeFolders() {
 	for _, f := range d.folders {
-		c, ok := f.Server.(io.Closer)
-		if !ok {
-			continue
-		}
-		if err := c.Close(); err != nil {
-			d.log.Error("cannot close a shared folder", "path", f.Path, "error", err)
+		for _, server := range []any{f.Server, f.Stream} {
+			if c, ok := server.(io.Closer); ok {
+				if err := c.Close(); err != nil {
+					d.log.Error("cannot close a shared folder", "path", f.Path, "error", err)
+				}
+			}
 		}
 	}
 }

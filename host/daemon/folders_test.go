@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -27,7 +28,7 @@ func TestFolders(t *testing.T) {
 	var welcome wire.Welcome
 	b := newBench(t, fakeguest.Options{Welcome: func(w wire.Welcome) { welcome = w }})
 	server := &folderServer{}
-	b.Folders = func(context.Context) ([]Folder, error) {
+	b.Folders = func(context.Context, bool) ([]Folder, error) {
 		return []Folder{{Share: vm.Share{Tag: "host0", Path: "/real", ReadOnly: true, Server: server}, Names: []string{"/real", "/link"}}}, nil
 	}
 	b.run(t)
@@ -61,10 +62,52 @@ func TestFolders(t *testing.T) {
 	}
 }
 
+// stream serves a folder over streams, and notes that it was closed.
+type stream struct{ folderServer }
+
+func (*stream) Serve(c net.Conn) error { return c.Close() }
+
+// TestFolderStreams has a driver whose machines have no device for folders.
+func TestFolderStreams(t *testing.T) {
+	var welcome wire.Welcome
+	b := newBench(t, fakeguest.Options{Welcome: func(w wire.Welcome) { welcome = w }})
+	server := &stream{}
+	b.Folders = func(_ context.Context, device bool) ([]Folder, error) {
+		if device {
+			t.Error("the fake machine has no device for folders")
+		}
+		return []Folder{{Share: vm.Share{Tag: "host0", Path: "/real"}, Names: []string{"/real"}, Stream: server}}, nil
+	}
+	found := make(chan FolderStream, 2)
+	b.Streams = func(_ context.Context, l net.Listener, secret func() []byte, folder func(string) FolderStream) error {
+		found <- folder("host0")
+		found <- folder("host1")
+		return nil
+	}
+	b.run(t)
+	if s, _ := b.follow(t); s.State != api.Running {
+		t.Fatalf("%+v", s)
+	}
+	want := wire.Share{Tag: "host0", Path: "/real", Protocol: wire.Share9P, Port: wire.PortFolderHost}
+	if len(welcome.Shares) != 1 || welcome.Shares[0] != want {
+		t.Errorf("the guest was told %+v", welcome.Shares)
+	}
+	if first, second := <-found, <-found; first != FolderStream(server) || second != nil {
+		t.Errorf("the folders are %v and %v", first, second)
+	}
+	if _, err := b.client.Stop(t.Context(), patience); err != nil {
+		t.Fatal(err)
+	}
+	b.end(t)
+	if !server.closed.Load() {
+		t.Error("the folder was not closed")
+	}
+}
+
 func TestFoldersFail(t *testing.T) {
 	b := newBench(t, fakeguest.Options{})
 	server := &folderServer{}
-	b.Folders = func(context.Context) ([]Folder, error) {
+	b.Folders = func(context.Context, bool) ([]Folder, error) {
 		return []Folder{{Share: vm.Share{Tag: "host0", Server: server}}}, errors.New("cannot share /gone: see default.yaml")
 	}
 	b.run(t)

@@ -131,9 +131,15 @@ func (d *daemon) prepareHost(ctx context.Context) error {
 		d.network, err = d.o.Network(ctx)
 		return err
 	})
+	if err == nil {
+		err = d.phase(ctx, "hypervisor", func() (err error) {
+			d.caps, err = d.o.Driver.Probe(ctx)
+			return err
+		})
+	}
 	if err == nil && d.o.Folders != nil {
 		err = d.phase(ctx, "folders", func() (err error) {
-			d.folders, err = d.o.Folders(ctx)
+			d.folders, err = d.o.Folders(ctx, d.caps.Folders)
 			return err
 		})
 	}
@@ -141,10 +147,7 @@ func (d *daemon) prepareHost(ctx context.Context) error {
 		return err
 	}
 	d.lend(d.network.Guest())
-	return d.phase(ctx, "hypervisor", func() (err error) {
-		d.caps, err = d.o.Driver.Probe(ctx)
-		return err
-	})
+	return nil
 }
 
 func (d *daemon) prepareDisk() error {
@@ -218,6 +221,12 @@ func (d *daemon) serveGuest(m vm.Machine) (cleanup []func(), err error) {
 		return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
 	}
 	serve(l, func(l net.Listener) { d.o.Loopback(ctx, l, d.hello.secret) })
+	if d.o.Streams != nil {
+		if l, err = m.Listen(wire.PortFolderHost); err != nil {
+			return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
+		}
+		serve(l, func(l net.Listener) { d.o.Streams(ctx, l, d.hello.secret, d.folderStream) })
+	}
 	if d.o.Publish != nil {
 		if l, err = m.Listen(wire.PortPublishHost); err != nil {
 			return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)

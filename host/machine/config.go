@@ -26,6 +26,7 @@ type Config struct {
 	Disk         Size     `yaml:"disk" json:"disk"`
 	Autostart    bool     `yaml:"autostart" json:"autostart"`
 	Acceleration string   `yaml:"acceleration" json:"acceleration"`
+	Streams      string   `yaml:"streams" json:"streams"`
 	StartTimeout Duration `yaml:"start-timeout" json:"startTimeout"`
 	StopTimeout  Duration `yaml:"stop-timeout" json:"stopTimeout"`
 	DNS          []string `yaml:"dns,omitempty" json:"dns,omitempty"`
@@ -53,6 +54,12 @@ const (
 	AccelerationNone = "none" // pure emulation, the same on every host
 )
 
+// The values that Streams takes.
+const (
+	StreamsAuto   = "auto"   // what the hypervisor has
+	StreamsSerial = "serial" // QEMU's serial port and folders by 9P, as on macOS and Windows
+)
+
 // defaultConfig is what a new machine's file says. Every value is the default,
 // so that a later Berth can choose better ones.
 const defaultConfig = `# The configuration of a Berth machine; it is read when the machine starts.
@@ -63,6 +70,7 @@ const defaultConfig = `# The configuration of a Berth machine; it is read when t
 #disk: 64GiB             # grows when raised, never shrinks; takes only what is used
 #autostart: true         # docker's commands start the machine
 #acceleration: auto      # or none: pure emulation
+#streams: auto           # or serial: between host and machine as QEMU does it on macOS and Windows; slower
 #start-timeout: 5m
 #stop-timeout: 1m
 #dns: [192.0.2.53]       # instead of the host's resolvers
@@ -79,6 +87,7 @@ func DefaultConfig() Config {
 		Disk:         64 << 30,
 		Autostart:    true,
 		Acceleration: AccelerationAuto,
+		Streams:      StreamsAuto,
 		StartTimeout: Duration(5 * time.Minute),
 		StopTimeout:  Duration(time.Minute),
 		Shares:       defaultShares(),
@@ -138,6 +147,8 @@ func (c Config) check() (key string, err error) {
 		return "disk", fmt.Errorf("%d is not a multiple of 4096 bytes", c.Disk)
 	case c.Acceleration != AccelerationAuto && c.Acceleration != AccelerationNone:
 		return "acceleration", fmt.Errorf("%q is neither auto nor none", c.Acceleration)
+	case c.Streams != StreamsAuto && c.Streams != StreamsSerial:
+		return "streams", fmt.Errorf("%q is neither auto nor serial", c.Streams)
 	case c.StartTimeout < Duration(time.Second):
 		return "start-timeout", errors.New("less than a second")
 	case c.StopTimeout < Duration(time.Second):

@@ -34,8 +34,8 @@
 // The guest may cache names and attributes for Validity. Data goes to the host
 // with each write; fsync is the host's fsync.
 //
-// The server is for Linux hosts; macOS brings its own and other QEMU hosts use
-// another protocol.
+// The server is for Linux hosts, where a device feeds it; package ninep is for the
+// others.
 package share
 
 import "time"

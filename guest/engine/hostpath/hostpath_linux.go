@@ -36,8 +36,6 @@ const (
 	// mountTimeout bounds the wait for a folder that the boot is still mounting.
 	mountTimeout = 30 * time.Second
 	mountPoll    = 10 * time.Millisecond
-
-	fuseMagic = 0x65735546
 )
 
 // Folder is one folder of the host, under one of its names there.
@@ -223,7 +221,7 @@ func (f Folder) wait(ctx context.Context) error {
 	}
 	for deadline := time.Now().Add(mountTimeout); ; {
 		var st unix.Statfs_t
-		if err := unix.Statfs(f.Dir, &st); err == nil && st.Type == fuseMagic {
+		if err := unix.Statfs(f.Dir, &st); err == nil && (st.Type == unix.FUSE_SUPER_MAGIC || st.Type == unix.V9FS_MAGIC) {
 			return nil
 		}
 		if why, err := os.ReadFile(f.Dir + ".error"); err == nil {
