@@ -25,10 +25,12 @@ var tools = []string{"sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs"}
 // not freeze it. The rest takes a third off the boot: no self-tests of the
 // crypto code; no rewriting of lock prefixes when there is one CPU; and without
 // the jitter entropy source (every machine has virtio-rng, and the CPU's),
-// the trace points' tables of names, and the keys of modules' signatures.
+// the trace points' tables of names, and the keys of modules' signatures. Huge
+// pages are for programs that ask for them: else each Go program, of which most
+// are small, zeroes and holds two of them for a heap of some hundred kilobytes.
 func cmdline(arch string) []string {
 	parameters := []string{
-		"quiet", "panic=-1", "cryptomgr.notests", "random.trust_cpu=on",
+		"quiet", "panic=-1", "cryptomgr.notests", "random.trust_cpu=on", "transparent_hugepage=madvise",
 		"initcall_blacklist=jent_mod_init,trace_eval_init,load_system_certificate_list",
 	}
 	if arch == "amd64" {
