@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 const shareWork = `package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
@@ -103,7 +105,8 @@ func main() {
 `
 
 // BenchmarkShare compares small files and sequential IO on a host folder with
-// QEMU's own 9p in the same VM, and with the VM's own disk.
+// QEMU's own 9p in the same VM, with virtiofsd where there is one, and with the
+// VM's own disk.
 func BenchmarkShare(b *testing.B) {
 	needVM(b)
 	dir, err := os.MkdirTemp("", "berth-bench-")
@@ -111,7 +114,7 @@ func BenchmarkShare(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	withNinep(b, dir)
+	withDevices(b, dir, startVirtiofsd(b, dir))
 	h := ownHome(b)
 	if err := h.boot(); err != nil {
 		b.Fatal(err)
@@ -128,35 +131,49 @@ func BenchmarkShare(b *testing.B) {
 		b.Fatalf("%v: %s", err, out)
 	}
 	share := c.ok(b, "ssh", "--", "ls -d /run/berth/share/host*"+strings.TrimPrefix(dir, os.TempDir()))
-	c.ok(b, "ssh", "--", "mkdir -p /tmp/9p /var/lib/berth/bench && cp "+share+"/work /tmp/work-bin && "+
+	c.ok(b, "ssh", "--", "mkdir -p /tmp/9p /tmp/virtiofsd /var/lib/berth/bench && cp "+share+"/work /tmp/work-bin && "+
 		"mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 ninep /tmp/9p")
+	places := []struct{ name, dir string }{{"share", share + "/a"}, {"9p", "/tmp/9p/b"}, {"disk", "/var/lib/berth/bench"}}
+	if h.berth().exec("ssh", "--", "mount -t virtiofs virtiofsd /tmp/virtiofsd").code == 0 {
+		places = append(places, struct{ name, dir string }{"virtiofsd", "/tmp/virtiofsd/c"})
+	} else {
+		fmt.Println("no virtiofsd to compare with")
+	}
 	times := map[string]map[string][]time.Duration{}
+	var works []string
 	for range 3 {
-		for fs, where := range map[string]string{"share": share + "/a", "9p": "/tmp/9p/b", "disk": "/var/lib/berth/bench"} {
-			for _, line := range strings.Split(c.ok(b, "ssh", "--", "/tmp/work-bin "+where), "\n") {
-				work, ns, _ := strings.Cut(line, " ")
+		for _, place := range places {
+			for line := range strings.Lines(c.ok(b, "ssh", "--", "/tmp/work-bin "+place.dir)) {
+				work, ns, _ := strings.Cut(strings.TrimSpace(line), " ")
 				n, err := strconv.ParseInt(ns, 10, 64)
 				if err != nil {
-					b.Fatalf("%s: %s", fs, line)
+					b.Fatalf("%s: %s", place.name, line)
 				}
 				if times[work] == nil {
 					times[work] = map[string][]time.Duration{}
+					works = append(works, work)
 				}
-				times[work][fs] = append(times[work][fs], time.Duration(n))
+				times[work][place.name] = append(times[work][place.name], time.Duration(n))
 			}
 		}
 	}
-	for work, t := range times {
-		b.ReportMetric(ms(median(t["share"])), work+"-ms")
-		b.ReportMetric(ms(median(t["9p"]))/ms(median(t["share"])), work+"-9p/share")
-		b.ReportMetric(ms(median(t["share"]))/ms(median(t["disk"])), work+"-share/disk")
+	for _, work := range works {
+		ours := ms(median(times[work]["share"]))
+		fmt.Printf("%-10s Berth %8.1f ms", work, ours)
+		b.ReportMetric(ours, work+"-ms")
+		for _, place := range places[1:] {
+			theirs := ms(median(times[work][place.name]))
+			fmt.Printf(", %s %8.1f ms (%.2f)", place.name, theirs, theirs/ours)
+			b.ReportMetric(theirs/ours, work+"-"+place.name+"/share")
+		}
+		fmt.Println()
 	}
 	b.ReportMetric(0, "ns/op")
 }
 
-// ninepScript is a QEMU with a 9p device. It leaves off the sandbox, which forbids
-// what the device does.
-const ninepScript = `#!/bin/sh
+// devicesScript is a QEMU with a 9p device, and with virtiofsd's if its socket is
+// given. It leaves off the sandbox, which forbids what the former does.
+const devicesScript = `#!/bin/sh
 n=$#
 while [ $n -gt 0 ]; do
 	arg=$1
@@ -171,14 +188,15 @@ while [ $n -gt 0 ]; do
 done
 case "$*" in
 *vhost-user-vsock*)
-	set -- "$@" -fsdev local,id=ninep,path='%s',security_model=mapped-xattr -device virtio-9p-pci,fsdev=ninep,mount_tag=ninep ;;
+	set -- "$@" -fsdev local,id=ninep,path='%[1]s',security_model=mapped-xattr -device virtio-9p-pci,fsdev=ninep,mount_tag=ninep
+	[ -z '%[2]s' ] || set -- "$@" -chardev socket,id=virtiofsd,path='%[2]s' -device vhost-user-fs-pci,chardev=virtiofsd,tag=virtiofsd,queue-size=1024 ;;
 esac
-exec '%s' "$@"
+exec '%[3]s' "$@"
 `
 
-// withNinep makes the QEMU of machines that are started from now on share dir as
-// 9p, too.
-func withNinep(b *testing.B, dir string) {
+// withDevices makes the QEMU of machines that are started from now on share dir
+// as 9p, and what virtiofsd serves at socket, if it is not empty.
+func withDevices(b *testing.B, dir, socket string) {
 	b.Helper()
 	const name = "qemu-system-x86_64"
 	qemu, err := exec.LookPath(name)
@@ -186,8 +204,44 @@ func withNinep(b *testing.B, dir string) {
 		b.Skip(err)
 	}
 	wrapper := b.TempDir()
-	if err := os.WriteFile(filepath.Join(wrapper, name), fmt.Appendf(nil, ninepScript, dir, qemu), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(wrapper, name), fmt.Appendf(nil, devicesScript, dir, socket, qemu), 0o755); err != nil {
 		b.Fatal(err)
 	}
 	b.Setenv("PATH", wrapper+":"+os.Getenv("PATH"))
+}
+
+// startVirtiofsd shares dir by the virtiofsd that comes with QEMU, for one
+// machine, and returns its socket; "" where there is none, or it does not run.
+func startVirtiofsd(b *testing.B, dir string) string {
+	b.Helper()
+	for _, program := range []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"} {
+		if _, err := os.Stat(program); err != nil {
+			continue
+		}
+		socket := filepath.Join(b.TempDir(), "virtiofsd.sock")
+		args := []string{"--socket-path=" + socket, "-o", "source=" + dir, "-o", "cache=auto", "-f"}
+		if program == "/usr/libexec/virtiofsd" { // the later one, in Rust
+			args = []string{"--socket-path=" + socket, "--shared-dir=" + dir, "--cache=auto"}
+		}
+		var said bytes.Buffer
+		cmd := exec.Command(program, args...)
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+		for range 100 {
+			if _, err := os.Stat(socket); err == nil {
+				return socket
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		b.Fatalf("%s does not listen: %s", program, said.String())
+	}
+	return ""
 }

@@ -286,14 +286,9 @@ func BenchmarkIdle(b *testing.B) {
 		b.ReportMetric(float64(kib)/1024, name+"-rss-MiB")
 	}
 	sum := 0.0
-	for _, line := range strings.Split(h.berth().ok(b, "ssh", "--", `for p in /proc/[0-9]*; do [ -r $p/smaps_rollup ] && a=$(awk '/^(Anonymous|Shmem).*:/{s+=$2}END{print s+0}' $p/smaps_rollup 2>/dev/null) && [ "$a" -gt 0 ] && echo $(cat $p/comm) $a; done; true`), "\n") {
-		name, kib, _ := strings.Cut(line, " ")
-		n, err := strconv.Atoi(kib)
-		if err != nil || name == "sh" || name == "awk" {
-			continue
-		}
-		b.ReportMetric(float64(n)/1024, name+"-anon-MiB")
-		sum += float64(n) / 1024
+	for name, mib := range anonymous(b, func(script string) string { return h.berth().ok(b, "ssh", "--", script) }) {
+		b.ReportMetric(mib, name+"-anon-MiB")
+		sum += mib
 	}
 	b.ReportMetric(sum, "guest-anon-MiB")
 	b.ReportMetric(0, "ns/op")
