@@ -105,26 +105,6 @@ func (s *Server) containerList(c *call) error {
 	return c.reply(http.StatusOK, list)
 }
 
-func (s *Server) containerCreate(c *call) error {
-	var req apicontainer.CreateRequest
-	if err := c.read(&req, false); err != nil {
-		return err
-	}
-	platform, err := images.ParsePlatform(c.query("platform"))
-	if err != nil {
-		return err
-	}
-	id, warnings, err := s.cfg.Engine.Create(c.Context(), engine.CreateOptions{Name: c.query("name"), Platform: platform,
-		Config: req.Config, HostConfig: req.HostConfig, Networking: req.NetworkingConfig})
-	if err != nil {
-		return err
-	}
-	if warnings == nil {
-		warnings = []string{}
-	}
-	return c.reply(http.StatusCreated, apicontainer.CreateResponse{ID: id, Warnings: warnings})
-}
-
 func (s *Server) containerInspect(c *call) error {
 	info, err := s.cfg.Engine.Inspect(c.Context(), c.vars["id"], c.flag("size"))
 	if err != nil {

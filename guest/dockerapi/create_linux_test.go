@@ -1,0 +1,91 @@
+package dockerapi
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	apicontainer "github.com/moby/moby/api/types/container"
+	apinet "github.com/moby/moby/api/types/network"
+)
+
+// TestDecodeCreate: what a request says is what its version of the API has.
+func TestDecodeCreate(t *testing.T) {
+	for _, c := range []struct {
+		what, body string
+		v          version
+		fails      string
+		warns      string
+		check      func(apicontainer.CreateRequest) bool
+	}{
+		{what: "nothing", body: `{}`, v: 56, fails: "config cannot be empty in order to create a container"},
+		{what: "all parts", body: `{"Image":"x"}`, v: 56, check: func(r apicontainer.CreateRequest) bool {
+			return r.HostConfig.NetworkMode == "bridge" && r.NetworkingConfig != nil
+		}},
+		{what: "default network", body: `{"Image":"x","NetworkingConfig":{"EndpointsConfig":{"default":{"Aliases":["a"]}}}}`, v: 56,
+			check: func(r apicontainer.CreateRequest) bool {
+				return len(r.NetworkingConfig.EndpointsConfig["bridge"].Aliases) == 1
+			}},
+		{what: "options of another type", body: `{"Image":"x","HostConfig":{"Mounts":[{"Type":"bind","VolumeOptions":{}}]}}`, v: 42,
+			fails: `VolumeOptions must not be specified on mount type "bind"`},
+		{what: "options of another type, before", body: `{"Image":"x","HostConfig":{"Mounts":[{"Type":"bind","VolumeOptions":{}}]}}`, v: 41,
+			check: func(r apicontainer.CreateRequest) bool { return r.HostConfig.Mounts[0].VolumeOptions == nil }},
+		{what: "subpath", body: `{"Image":"x","HostConfig":{"Mounts":[{"Type":"volume","VolumeOptions":{"Subpath":"a"}}]}}`, v: 44,
+			fails: "VolumeOptions.Subpath needs API v1.45 or newer"},
+		{what: "image mount", body: `{"Image":"x","HostConfig":{"Mounts":[{"Type":"image"}]}}`, v: 47,
+			fails: `Mount type "Image" needs API v1.48 or newer`},
+		{what: "force recursive", body: `{"Image":"x","HostConfig":{"Mounts":[{"Type":"bind","BindOptions":{"ReadOnlyForceRecursive":true}}]}}`, v: 43,
+			fails: "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer"},
+		{what: "two networks", body: `{"Image":"x","NetworkingConfig":{"EndpointsConfig":{"b":{},"a":{}}}}`, v: 43,
+			fails: "Container cannot be created with multiple network endpoints: a, b"},
+		{what: "start interval", body: `{"Image":"x","Healthcheck":{"StartInterval":5000000000}}`, v: 43,
+			check: func(r apicontainer.CreateRequest) bool { return r.Healthcheck.StartInterval == 0 }},
+		{what: "MAC address, long ago", body: `{"Image":"x","MacAddress":"02:42:00:00:00:01"}`, v: 41,
+			check: func(r apicontainer.CreateRequest) bool {
+				return r.NetworkingConfig.EndpointsConfig["bridge"].MacAddress.String() == "02:42:00:00:00:01"
+			}},
+		{what: "MAC address and the network mode", body: `{"Image":"x","MacAddress":"02:42:00:00:00:01","HostConfig":{"NetworkMode":"host"}}`, v: 41,
+			fails: "conflicting options: mac-address and the network mode"},
+		{what: "MAC address of late", body: `{"Image":"x","MacAddress":"02:42:00:00:00:01"}`, v: 48, warns: "The container-wide MacAddress field is now deprecated"},
+		{what: "two MAC addresses", v: 48, fails: "the container-wide MAC address must match",
+			body: `{"Image":"x","MacAddress":"02:42:00:00:00:01","NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:42:00:00:00:02"}}}}`},
+		{what: "capabilities", body: `{"Image":"x","HostConfig":{"Capabilities":["a"]}}`, v: 40, fails: "the HostConfig.Capabilities field is not supported"},
+		{what: "no bindings", body: `{"Image":"x","HostConfig":{"PortBindings":{"80/tcp":[]}}}`, v: 56,
+			warns: "Following container port(s) have an empty list of port-bindings: 80/tcp. Such bindings",
+			check: func(r apicontainer.CreateRequest) bool {
+				return len(r.HostConfig.PortBindings[apinet.MustParsePort("80/tcp")]) == 1
+			}},
+		{what: "volume driver", body: `{"Image":"x","HostConfig":{"VolumeDriver":"d","Mounts":[{"Type":"volume"}]}}`, v: 56,
+			warns: "WARNING: the container-wide volume-driver configuration is ignored"},
+	} {
+		req, warnings, err := decodeCreate([]byte(c.body), c.v)
+		switch {
+		case c.fails != "":
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("%s: %v, want %s", c.what, err, c.fails)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", c.what, err)
+		case !strings.HasPrefix(strings.Join(warnings, "; "), c.warns) || c.warns == "" && len(warnings) > 0:
+			t.Errorf("%s: warnings %q, want %q", c.what, warnings, c.warns)
+		case c.check != nil && !c.check(req):
+			body, _ := json.Marshal(req)
+			t.Errorf("%s: %s", c.what, body)
+		}
+	}
+}
+
+func FuzzDecodeCreate(f *testing.F) {
+	f.Add([]byte(`{"Image":"x","MacAddress":"02:42:00:00:00:01","HostConfig":{"PortBindings":{"80/tcp":[]},"Mounts":[{"Type":"bind","BindOptions":{}}]}}`), 41)
+	f.Add([]byte(`{"Image":"x","NetworkingConfig":{"EndpointsConfig":{"default":null,"b":{}}}}`), 44)
+	f.Fuzz(func(t *testing.T, body []byte, v int) {
+		req, _, err := decodeCreate(body, version(v))
+		if err == nil && (req.Config == nil || req.HostConfig == nil || req.NetworkingConfig == nil) {
+			t.Error("a part is missing")
+		}
+		if err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v is not the client's fault", err)
+		}
+	})
+}
