@@ -32,6 +32,12 @@ func (s *Server) containers() {
 	s.handle("POST", "/containers/{id...}/update", s.containerUpdate)
 	s.handle("DELETE", "/containers/{id...}", s.containerRemove)
 	s.handle("POST", "/containers/{id...}/start", func(c *call) error {
+		switch {
+		case c.ContentLength > 7 || c.ContentLength == -1: // as old clients sent a HostConfig
+			return invalid("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
+		case c.query("checkpoint") != "":
+			return invalid("checkpoint is only supported in experimental mode")
+		}
 		if err := e.Start(c.Context(), c.vars["id"]); err != nil {
 			return err
 		}
@@ -74,7 +80,10 @@ func (s *Server) containers() {
 // stopping is the handler of stop and restart.
 func stopping(f func(context.Context, string, engine.StopOptions) error) handler {
 	return func(c *call) error {
-		o := engine.StopOptions{Signal: c.query("signal")}
+		var o engine.StopOptions
+		if c.version >= 42 {
+			o.Signal = c.query("signal")
+		}
 		if v := c.query("t"); v != "" {
 			n, err := strconv.Atoi(v)
 			if err != nil {
@@ -102,6 +111,17 @@ func (s *Server) containerList(c *call) error {
 	if err != nil {
 		return err
 	}
+	for i := range list {
+		if c.version < 46 {
+			list[i].HostConfig.Annotations = nil
+		}
+		if c.version < 48 {
+			list[i].ImageManifestDescriptor = nil
+		}
+		if c.version < 52 {
+			list[i].Health = nil
+		}
+	}
 	return c.reply(http.StatusOK, list)
 }
 
@@ -109,6 +129,16 @@ func (s *Server) containerInspect(c *call) error {
 	info, err := s.cfg.Engine.Inspect(c.Context(), c.vars["id"], c.flag("size"))
 	if err != nil {
 		return err
+	}
+	if c.version < 48 {
+		info.ImageManifestDescriptor = nil
+	}
+	if c.version < 45 {
+		for name, ep := range info.NetworkSettings.Networks {
+			if apicontainer.NetworkMode(name).IsUserDefined() {
+				ep.Aliases = withAliases(ep.Aliases, info.ID[:12], info.Config.Hostname)
+			}
+		}
 	}
 	if c.version >= 52 {
 		return c.reply(http.StatusOK, info)
@@ -118,6 +148,16 @@ func (s *Server) containerInspect(c *call) error {
 		return err
 	}
 	return c.reply(http.StatusOK, old)
+}
+
+// withAliases adds the names that a network's inspect had among the aliases.
+func withAliases(aliases []string, names ...string) []string {
+	for _, n := range names {
+		if n != "" && !slices.Contains(aliases, n) {
+			aliases = append(aliases[:len(aliases):len(aliases)], n)
+		}
+	}
+	return aliases
 }
 
 // legacyInspect brings an inspect into the shape before 1.52, which repeated the
@@ -133,6 +173,11 @@ func legacyInspect(info *apicontainer.InspectResponse) (map[string]any, error) {
 	}
 	delete(out, "Storage")
 	out["GraphDriver"] = map[string]any{"Name": "overlayfs", "Data": nil}
+	if mac := info.NetworkSettings.Networks[info.HostConfig.NetworkMode.NetworkName()]; mac != nil && len(mac.MacAddress) > 0 {
+		if config, ok := out["Config"].(map[string]any); ok {
+			config["MacAddress"] = mac.MacAddress.String()
+		}
+	}
 	settings, _ := out["NetworkSettings"].(map[string]any)
 	if settings == nil {
 		return out, nil
@@ -168,7 +213,7 @@ func (s *Server) containerTop(c *call) error {
 func (s *Server) containerLogs(c *call) error {
 	stdout, stderr := c.flag("stdout"), c.flag("stderr")
 	if !stdout && !stderr {
-		return invalid("Bad parameters: you must choose at least one stream")
+		return invalid("must specify at least one of 'stdout' or 'stderr'")
 	}
 	o := logfile.ReadOptions{Follow: c.flag("follow"), Tail: -1}
 	if n, err := strconv.Atoi(c.query("tail")); err == nil {
@@ -229,7 +274,8 @@ func logLine(entry logfile.Entry, times, details bool) []byte {
 func (s *Server) containerStats(c *call) error {
 	begun := false
 	enc := json.NewEncoder(flusher{c.w})
-	err := s.cfg.Engine.Stats(c.Context(), c.vars["id"], c.flagOr("stream", true), c.flag("one-shot"),
+	enc.SetEscapeHTML(false)
+	err := s.cfg.Engine.Stats(c.Context(), c.vars["id"], c.flagOr("stream", true), c.version >= 41 && c.flag("one-shot"),
 		func(st *apicontainer.StatsResponse) error {
 			if !begun {
 				c.w.Header().Set("Content-Type", "application/json")
@@ -266,6 +312,13 @@ func (s *Server) containerUpdate(c *call) error {
 	var u apicontainer.UpdateConfig
 	if err := c.read(&u, false); err != nil {
 		return err
+	}
+	if c.version < 55 {
+		u.BlkioWeightDevice, u.BlkioDeviceReadBps, u.BlkioDeviceWriteBps = nil, nil, nil
+		u.BlkioDeviceReadIOps, u.BlkioDeviceWriteIOps = nil, nil
+	}
+	if u.PidsLimit != nil && *u.PidsLimit <= 0 {
+		u.PidsLimit = new(int64) // no limit
 	}
 	warnings, err := s.cfg.Engine.Update(c.Context(), c.vars["id"], u)
 	if err != nil {

@@ -16,8 +16,11 @@ import (
 
 func (s *Server) containerCreate(c *call) error {
 	var body json.RawMessage
-	if err := c.read(&body, false); err != nil {
+	if err := c.read(&body, true); err != nil {
 		return err
+	}
+	if len(body) == 0 {
+		return invalid("invalid JSON: EOF")
 	}
 	req, warnings, err := decodeCreate(body, c.version)
 	if err != nil {

@@ -119,9 +119,14 @@ func (c *call) size() (height, width uint, err error) {
 		name string
 		to   *uint
 	}{{"h", &height}, {"w", &width}} {
-		n, err := strconv.ParseUint(c.query(p.name), 10, 16)
-		if err != nil {
-			return 0, 0, invalid("invalid resize %s: %q", map[string]string{"h": "height", "w": "width"}[p.name], c.query(p.name))
+		digits, negative := strings.CutPrefix(c.query(p.name), "-")
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if err != nil || negative {
+			reason := strconv.ErrSyntax
+			if err == nil || errors.Is(err, strconv.ErrRange) {
+				reason = strconv.ErrRange
+			}
+			return 0, 0, invalid("invalid resize %s %q: %v", map[string]string{"h": "height", "w": "width"}[p.name], c.query(p.name), reason)
 		}
 		*p.to = uint(n)
 	}

@@ -79,12 +79,18 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 		Config: o.Config, HostConfig: o.HostConfig}
 	if img.Manifest.Digest != "" {
 		rec.Manifest = &img.Manifest
+		if rec.Manifest.Platform == nil {
+			rec.Manifest.Platform = &img.Spec.Platform
+		}
 	}
 	if rec.Config.Hostname == "" {
 		rec.Config.Hostname = id[:12]
 		if rec.HostConfig.NetworkMode.IsHost() {
 			rec.Config.Hostname = e.opts.Hostname
 		}
+	}
+	if err := e.resolveShared(ctx, rec.HostConfig); err != nil {
+		return "", nil, err
 	}
 	if rec.Endpoints, err = e.wantedNetworks(o); err != nil {
 		return "", nil, err
@@ -181,4 +187,36 @@ func (e *Engine) unreserve(c *Container) {
 	if e.byName[c.rec.Name] == c {
 		delete(e.byName, c.rec.Name)
 	}
+}
+
+// resolveShared names the containers whose namespaces are to be shared by their
+// IDs. Whose network it is may be known only at the start.
+func (e *Engine) resolveShared(ctx context.Context, h *apicontainer.HostConfig) error {
+	byID := func(name string) (string, error) {
+		c, err := e.find(ctx, name)
+		if err != nil {
+			return "", invalid("%v", err)
+		}
+		return "container:" + c.id, nil
+	}
+	if h.PidMode.IsContainer() {
+		id, err := byID(h.PidMode.Container())
+		if err != nil {
+			return err
+		}
+		h.PidMode = apicontainer.PidMode(id)
+	}
+	if h.IpcMode.IsContainer() {
+		id, err := byID(h.IpcMode.Container())
+		if err != nil {
+			return err
+		}
+		h.IpcMode = apicontainer.IpcMode(id)
+	}
+	if h.NetworkMode.IsContainer() {
+		if id, err := byID(h.NetworkMode.ConnectedContainer()); err == nil {
+			h.NetworkMode = apicontainer.NetworkMode(id)
+		}
+	}
+	return nil
 }

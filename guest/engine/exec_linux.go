@@ -36,6 +36,7 @@ type Exec struct {
 	c       *Container
 	id      string
 	streams *stdio.Set
+	started chan struct{} // closed when its process runs, or cannot be run
 	done    chan struct{} // closed when it has ended
 
 	mu      sync.Mutex // guards what follows
@@ -45,7 +46,6 @@ type Exec struct {
 	master  *os.File
 	pipes   []*os.File
 	drained sync.WaitGroup
-	quiet   bool // a health check: no events
 }
 
 // ExecState is what is known of an exec.
@@ -71,11 +71,22 @@ func (e *Engine) ExecCreate(ctx context.Context, name string, req apicontainer.E
 	if req.WorkingDir != "" && !path.IsAbs(req.WorkingDir) {
 		return "", invalid("the working directory '%s' is invalid, it needs to be an absolute path", req.WorkingDir)
 	}
+	if req.User != "" { // known at once, as docker has it
+		c.mu.Lock()
+		err := canExec(c)
+		c.mu.Unlock()
+		if err != nil {
+			return "", err
+		}
+		if _, _, err := runspec.User(c.rootfs(), req.User, nil); err != nil {
+			return "", err
+		}
+	}
 	x, err := e.newExec(c, req)
 	if err != nil {
 		return "", err
 	}
-	x.event(events.ActionExecCreate + events.Action(": "+strings.Join(req.Cmd, " ")))
+	x.event(x.action(events.ActionExecCreate))
 	return x.id, nil
 }
 
@@ -85,7 +96,7 @@ func (e *Engine) newExec(c *Container, req apicontainer.ExecCreateRequest) (*Exe
 	if err := canExec(c); err != nil {
 		return nil, err
 	}
-	x := &Exec{e: e, c: c, id: record.NewID(), streams: stdio.NewSet(), done: make(chan struct{})}
+	x := &Exec{e: e, c: c, id: record.NewID(), streams: stdio.NewSet(), started: make(chan struct{}), done: make(chan struct{})}
 	x.state = ExecState{ID: x.id, Container: c.id, Config: req}
 	var old []string
 	for id, other := range c.execs {
@@ -109,9 +120,9 @@ func canExec(c *Container) error {
 	case record.Running:
 		return nil
 	case record.Paused:
-		return conflict("container %s is paused, unpause the container before exec", c.id)
+		return conflict("Container %s is paused, unpause the container before exec", c.id)
 	case record.Restarting:
-		return conflict("container %s is restarting, wait until the container is running", c.id)
+		return conflict("Container %s is restarting, wait until the container is running", c.id)
 	}
 	return conflict("container %s is not running", c.id)
 }
@@ -123,12 +134,16 @@ func (x *Exec) expired() bool {
 }
 
 func (x *Exec) event(action events.Action, more ...string) {
-	if x.quiet {
-		return
-	}
 	x.c.mu.Lock()
 	defer x.c.mu.Unlock()
 	x.c.event(action, append(more, "execID", x.id)...)
+}
+
+// action is an event's with the command, which docker writes with a blank after the
+// program, whatever follows.
+func (x *Exec) action(a events.Action) events.Action {
+	cmd := x.state.Config.Cmd // never changed
+	return a + events.Action(": "+cmd[0]+" "+strings.Join(cmd[1:], " "))
 }
 
 func (e *Engine) findExec(ctx context.Context, id string) (*Exec, error) {
@@ -160,6 +175,20 @@ func (e *Engine) ExecResize(ctx context.Context, id string, height, width uint) 
 	if err != nil {
 		return err
 	}
+	x.c.mu.Lock()
+	alive := x.c.rec.State.Status.Alive()
+	x.c.mu.Unlock()
+	if !alive {
+		return conflict("container %s is not running", x.c.id)
+	}
+	// A client may be faster than the start that it asked for.
+	select {
+	case <-x.started:
+	case <-time.After(resizeWait):
+		return errors.New("timeout waiting for exec session ready")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if !x.state.Running {
@@ -170,6 +199,9 @@ func (e *Engine) ExecResize(ctx context.Context, id string, height, width uint) 
 	}
 	return resize(x.master, height, width)
 }
+
+// resizeWait bounds how long a resize waits for the exec to be started.
+const resizeWait = 10 * time.Second
 
 // ExecStart runs an exec. With a nil Begin in a it is detached: ExecStart returns
 // when it runs. Otherwise it returns when the exec has ended or the client has
@@ -242,7 +274,8 @@ func (x *Exec) key() string { return "exec/" + x.id }
 func (x *Exec) run(ctx context.Context) (err error) {
 	defer x.e.Spans.Begin("exec", x.c.id)()
 	cfg := x.state.Config
-	x.event(events.ActionExecStart + events.Action(": "+strings.Join(cfg.Cmd, " ")))
+	x.event(x.action(events.ActionExecStart))
+	defer close(x.started)
 	defer func() {
 		if err != nil {
 			_ = x.e.opts.Keeper.Delete(x.key())
@@ -327,7 +360,6 @@ func (x *Exec) process() (*specs.Process, error) {
 	user := rec.Config.User
 	if req.User != "" {
 		user = req.User
-		hc.GroupAdd = nil
 	}
 	hc.Privileged = hc.Privileged || req.Privileged
 	hc.ConsoleSize = [2]uint{}
@@ -472,7 +504,6 @@ func (c *Container) probe(ctx context.Context, cmd []string, limit int) (int, st
 	if err != nil {
 		return 0, "", err
 	}
-	x.quiet = true
 	defer func() {
 		c.mu.Lock()
 		delete(c.execs, x.id)

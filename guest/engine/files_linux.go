@@ -178,15 +178,24 @@ func (e *Engine) CopyFrom(ctx context.Context, name, path string, begin func(api
 		if err != nil {
 			return pathError(err, path, name)
 		}
-		as := s.Name
-		if strings.HasSuffix(path, "/.") || as == "/" {
-			as = "."
-		}
 		c.mu.Lock()
 		c.event(events.ActionArchivePath, "path", path)
 		c.mu.Unlock()
-		return t.Pack(ctx, path, as, begin(pathStat(s)))
+		return t.Pack(ctx, path, nameIn(path), begin(pathStat(s)))
 	})
+}
+
+// nameIn is what an archive of a path calls it: by its last component, of which a
+// dot stands for what is in the directory.
+func nameIn(name string) string {
+	trimmed := strings.TrimRight(name, "/")
+	switch {
+	case trimmed == "":
+		return "/"
+	case path.Base(trimmed) == ".":
+		return "."
+	}
+	return path.Base(path.Clean("/" + trimmed))
 }
 
 // CopyTo extracts a tar stream into a directory of a container.
@@ -203,8 +212,8 @@ func (e *Engine) CopyTo(ctx context.Context, name, path string, r io.Reader, kee
 		if !s.Mode.IsDir() {
 			return invalid("extraction point is not a directory")
 		}
-		if c.rec.HostConfig.ReadonlyRootfs && !onWritableMount(c.rec, path) {
-			return errdefs.ErrPermissionDenied.WithMessage("container rootfs is marked read-only")
+		if err := checkWritable(c.rec, path); err != nil {
+			return err
 		}
 		o := archive.UnpackOptions{KeepKind: keepKind}
 		if asUser && c.rec.Config.User != "" {
@@ -224,14 +233,24 @@ func (e *Engine) CopyTo(ctx context.Context, name, path string, r io.Reader, kee
 	})
 }
 
-// onWritableMount says whether a path lies on a mount that can be written to.
-func onWritableMount(rec *record.Record, path string) bool {
-	for _, m := range rec.Mounts {
-		if m.RW && (path == m.Destination || strings.HasPrefix(path, m.Destination+"/")) {
-			return true
+// checkWritable refuses to write to a path that lies on a read-only mount, or
+// elsewhere in a read-only root file system.
+func checkWritable(rec *record.Record, name string) error {
+	name = path.Clean("/" + name)
+	var on *record.Mount // the innermost
+	for i, m := range rec.Mounts {
+		if (name == m.Destination || strings.HasPrefix(name, m.Destination+"/")) &&
+			(on == nil || len(m.Destination) > len(on.Destination)) {
+			on = &rec.Mounts[i]
 		}
 	}
-	return false
+	switch {
+	case on != nil && !on.RW:
+		return invalid("mounted volume is marked read-only")
+	case on == nil && rec.HostConfig.ReadonlyRootfs:
+		return invalid("container rootfs is marked read-only")
+	}
+	return nil
 }
 
 // Export writes a container's own root file system, without what is mounted in

@@ -2,12 +2,14 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/events"
 	apinet "github.com/moby/moby/api/types/network"
 
@@ -22,12 +24,17 @@ func (b *building) network(ctx context.Context) error {
 	mode := c.rec.HostConfig.NetworkMode
 	switch {
 	case mode.IsContainer():
-		pid, err := e.pidOf(ctx, mode.ConnectedContainer())
-		if err != nil {
-			return err
+		other, pid, err := e.donor(ctx, mode.ConnectedContainer())
+		switch {
+		case errdefs.IsNotFound(err):
+			return internal(fmt.Errorf("joining network namespace of container: %w", err))
+		case err != nil:
+			return fmt.Errorf("cannot join network namespace of a non running container: %w", err)
+		case other == c:
+			return internal(errors.New("cannot join own network namespace"))
 		}
 		b.netns = fmt.Sprintf("/proc/%d/ns/net", pid)
-		return e.copyNetFiles(ctx, c, mode.ConnectedContainer())
+		return e.copyNetFiles(c, other)
 	case mode.IsHost():
 	default:
 		path, err := e.opts.Networks.NewNS(ctx, c.id)
@@ -134,11 +141,7 @@ func (e *Engine) writeNetFiles(c *Container) error {
 }
 
 // copyNetFiles gives the container the files of the one whose network it shares.
-func (e *Engine) copyNetFiles(ctx context.Context, c *Container, from string) error {
-	other, err := e.find(ctx, from)
-	if err != nil {
-		return err
-	}
+func (e *Engine) copyNetFiles(c, other *Container) error {
 	for _, name := range []string{"hosts", "resolv.conf", "hostname"} {
 		data, err := os.ReadFile(filepath.Join(other.dir, name))
 		if err == nil {

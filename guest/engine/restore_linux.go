@@ -264,7 +264,8 @@ func (e *Engine) restoreExec(key, id string, listed keeper.Entry) error {
 	if err != nil {
 		return err
 	}
-	x := &Exec{e: e, c: c, id: id, state: *k.Exec, streams: stdio.NewSet(), done: make(chan struct{})}
+	x := &Exec{e: e, c: c, id: id, state: *k.Exec, streams: stdio.NewSet(), started: make(chan struct{}), done: make(chan struct{})}
+	close(x.started)
 	x.state.Started, x.state.Running, x.state.PID = true, true, listed.Process.PID
 	c.execs[id] = x
 	e.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -181,7 +182,7 @@ func (b *building) setup(ctx context.Context) error {
 	in := runspec.Input{ID: c.id, Config: rec.Config, HostConfig: rec.HostConfig, Rootfs: c.rootfs(),
 		Cgroup: cgroupPath(rec), NetNS: b.netns, Mounts: mounts}
 	if err := b.e.joinOthers(ctx, rec, &in); err != nil {
-		return err
+		return internal(err)
 	}
 	if init := rec.HostConfig.Init; init != nil && *init && !rec.HostConfig.PidMode.IsHost() && !rec.HostConfig.PidMode.IsContainer() {
 		in.Init = "/sbin/docker-init"
@@ -194,7 +195,7 @@ func (b *building) setup(ctx context.Context) error {
 		}
 	}
 	if b.spec, err = runspec.Build(in); err != nil {
-		return err
+		return internal(err)
 	}
 	if b.ends, b.files, err = openStreams(rec.Config.Tty, rec.Config.OpenStdin); err != nil {
 		return err
@@ -244,24 +245,20 @@ func cgroupPath(rec *record.Record) string {
 func (e *Engine) joinOthers(ctx context.Context, rec *record.Record, in *runspec.Input) error {
 	h := rec.HostConfig
 	if h.PidMode.IsContainer() {
-		pid, err := e.pidOf(ctx, h.PidMode.Container())
+		_, pid, err := e.donor(ctx, h.PidMode.Container())
 		if err != nil {
-			return err
+			return fmt.Errorf("failed to join PID namespace: %w", err)
 		}
 		in.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
 	}
 	switch {
 	case h.IpcMode.IsContainer():
-		other, err := e.find(ctx, h.IpcMode.Container())
-		if err != nil {
-			return err
+		other, pid, err := e.donor(ctx, h.IpcMode.Container())
+		if err == nil && !other.rec.HostConfig.IpcMode.IsShareable() {
+			err = invalid("container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.id)
 		}
-		if mode := other.rec.HostConfig.IpcMode; !mode.IsShareable() {
-			return invalid("IPC mode of container %s is not shareable: it is %q", h.IpcMode.Container(), mode)
-		}
-		pid, err := e.pidOf(ctx, other.id)
 		if err != nil {
-			return err
+			return fmt.Errorf("failed to join IPC namespace: %w", err)
 		}
 		in.IPCNS, in.Shm = fmt.Sprintf("/proc/%d/ns/ipc", pid), fmt.Sprintf("/proc/%d/root/dev/shm", pid)
 	case h.IpcMode.IsHost():
@@ -270,19 +267,27 @@ func (e *Engine) joinOthers(ctx context.Context, rec *record.Record, in *runspec
 	return nil
 }
 
-// pidOf returns the first process of a running container.
-func (e *Engine) pidOf(ctx context.Context, name string) (int, error) {
+// donor returns a container that runs, whose namespaces can be shared, and its first
+// process.
+func (e *Engine) donor(ctx context.Context, name string) (*Container, int, error) {
 	c, err := e.find(ctx, name)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.rec.State.Status.Alive() {
-		return 0, conflict("cannot join the namespace of container %s: it is not running", name)
+	switch {
+	case c.rec.State.Status == record.Restarting:
+		return nil, 0, conflict("Container %s is restarting, wait until the container is running", c.id)
+	case !c.rec.State.Status.Alive():
+		return nil, 0, conflict("container %s is not running", c.id)
 	}
-	return c.rec.State.PID, nil
+	return c, c.rec.State.PID, nil
 }
+
+// internal marks what is wrong with a container at its start, which is not the
+// fault of the request to start it.
+func internal(err error) error { return errdefs.ErrInternal.WithMessage(err.Error()) }
 
 // openStreams makes the pipes of a process. files are the process's ends; nil ones
 // are /dev/null. A terminal is made by the process itself, in its own devpts.

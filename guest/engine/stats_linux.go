@@ -22,20 +22,21 @@ import (
 const statsInterval = time.Second
 
 // Stats calls fn with the container's counters: once when stream is not set, else
-// every second until ctx ends, the container is gone, or fn returns an error.
-// With oneShot the first report does not wait for a second reading to compare.
+// every second until ctx ends, the container is gone, or fn returns an error. With
+// oneShot, and first of all in a stream, there is nothing to compare with: the one
+// report of a call without either waits for a second reading.
 func (e *Engine) Stats(ctx context.Context, name string, stream, oneShot bool, fn func(*apicontainer.StatsResponse) error) error {
 	c, err := e.find(ctx, name)
 	if err != nil {
 		return err
 	}
 	previous := &apicontainer.StatsResponse{}
-	if !oneShot {
-		// The first report needs something to compare with.
-		if previous = c.stats(previous); previous.Read.IsZero() && !stream {
+	if !stream && !oneShot {
+		// The one report needs something to compare with.
+		if previous = c.stats(previous); previous.Read.IsZero() {
 			return fn(previous)
 		}
-		if !stream && !sleep(ctx, statsInterval) {
+		if !sleep(ctx, statsInterval) {
 			return ctx.Err()
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -47,7 +48,12 @@ func (e *Engine) Stop(ctx context.Context, name string, o StopOptions) error {
 	if err != nil {
 		return err
 	}
-	return e.stop(ctx, c, stopOptions{StopOptions: o})
+	// A client that goes does not change how long the container has.
+	err = e.stop(context.WithoutCancel(ctx), c, stopOptions{StopOptions: o})
+	if err != nil && !errors.Is(err, ErrNotModified) {
+		return fmt.Errorf("cannot stop container: %s: %w", name, err)
+	}
+	return err
 }
 
 func (e *Engine) stop(ctx context.Context, c *Container, o stopOptions) error {
@@ -59,16 +65,16 @@ func (e *Engine) stop(ctx context.Context, c *Container, o stopOptions) error {
 	if !alive {
 		return ErrNotModified
 	}
-	if c.signal(sig) == nil && c.waitExit(ctx, exited, timeout) {
+	if c.signal(sig, true) == nil && c.waitExit(ctx, exited, timeout) {
 		c.afterStop(o.reason)
 		return nil
 	}
-	if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, container.ErrNotRunning) {
-		return fmt.Errorf("cannot stop container %s: %w", c.id, err)
+	if err := c.signal(syscall.SIGKILL, true); err != nil && !errors.Is(err, container.ErrNotRunning) {
+		return err
 	}
 	// Nothing may leave a container half stopped: not even a client that went.
 	if !c.waitExit(context.WithoutCancel(ctx), exited, killWait) {
-		return fmt.Errorf("cannot stop container %s: tried to kill it, but it has not ended", c.id)
+		return errors.New("tried to kill container, but did not receive an exit event")
 	}
 	c.afterStop(o.reason)
 	return nil
@@ -160,9 +166,9 @@ func (c *Container) waitExit(ctx context.Context, exited <-chan struct{}, timeou
 	return false
 }
 
-// signal sends a signal to the container's first process. A paused container is
-// resumed, so that it can act on it.
-func (c *Container) signal(sig syscall.Signal) error {
+// signal sends a signal to the container's first process. With resume a paused
+// container is resumed, so that it can act on it.
+func (c *Container) signal(sig syscall.Signal, resume bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.run == nil || !c.rec.State.Status.Alive() {
@@ -172,7 +178,7 @@ func (c *Container) signal(sig syscall.Signal) error {
 		return err
 	}
 	c.event(events.ActionKill, "signal", strconv.Itoa(int(sig)))
-	if c.rec.State.Status == record.Paused {
+	if c.rec.State.Status == record.Paused && resume {
 		if err := c.run.task.Resume(c.e.ctx); err != nil {
 			return err
 		}
@@ -211,13 +217,14 @@ func (e *Engine) Kill(ctx context.Context, name, sigName string) error {
 	if c.rec.Config.StopSignal != "" {
 		stopSignal, _ = signal.ParseSignal(c.rec.Config.StopSignal)
 	}
-	if sig == syscall.SIGKILL || c.rec.Config.StopSignal == "" || sig == stopSignal {
+	ends := sig == syscall.SIGKILL || c.rec.Config.StopSignal == "" || sig == stopSignal
+	if ends {
 		c.run.stopped = true
 	}
 	st.Stopped = true
 	exited := c.exited
 	c.mu.Unlock()
-	if err := c.signal(sig); err != nil {
+	if err := c.signal(sig, ends); err != nil {
 		if errors.Is(err, container.ErrNotRunning) {
 			return conflict("cannot kill container: %s: container %s is not running", name, c.id)
 		}
@@ -244,11 +251,11 @@ func (e *Engine) Restart(ctx context.Context, name string, o StopOptions) error 
 	c.mu.Lock()
 	c.rec.HostConfig.AutoRemove = autoRemove
 	c.mu.Unlock()
-	if err != nil && !errors.Is(err, ErrNotModified) {
-		return err
+	if err == nil || errors.Is(err, ErrNotModified) {
+		err = e.start(ctx, c, startUser)
 	}
-	if err := e.start(ctx, c, startUser); err != nil && !errors.Is(err, ErrNotModified) {
-		return err
+	if err != nil && !errors.Is(err, ErrNotModified) {
+		return fmt.Errorf("Cannot restart container %s: %w", name, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -278,18 +285,18 @@ func (e *Engine) freeze(ctx context.Context, name string, to record.Status) erro
 	st := &c.rec.State
 	switch {
 	case !st.Status.Alive() || c.run == nil:
-		return conflict("container %s is not running", name)
+		return conflict("container %s is not running", c.id)
 	case to == record.Paused && st.Status == record.Paused:
-		return conflict("container %s is already paused", name)
+		return conflict("container %s is already paused", c.id)
 	case to == record.Running && st.Status == record.Running:
-		return conflict("container %s is not paused", name)
+		return fmt.Errorf("Container %s is not paused", c.id)
 	}
 	action, f := events.ActionPause, c.run.task.Pause
 	if to == record.Running {
 		action, f = events.ActionUnPause, c.run.task.Resume
 	}
 	if err := f(ctx); err != nil {
-		return fmt.Errorf("cannot %s container %s: %w", action, name, err)
+		return fmt.Errorf("cannot %s container %s: %w", action, c.id, err)
 	}
 	if err := st.Status.Transition(to); err != nil {
 		return err
@@ -311,7 +318,16 @@ func (e *Engine) Remove(ctx context.Context, name string, o RemoveOptions) error
 	if err != nil {
 		return err
 	}
-	return e.remove(context.WithoutCancel(ctx), c, o)
+	c.mu.Lock()
+	removing := c.rec.State.Status == record.Removing
+	c.mu.Unlock()
+	if removing {
+		return conflict("removal of container %s is already in progress", name)
+	}
+	if err := e.remove(context.WithoutCancel(ctx), c, o); err != nil {
+		return fmt.Errorf("cannot remove container %q: %w", name, err)
+	}
+	return nil
 }
 
 func (e *Engine) remove(ctx context.Context, c *Container, o RemoveOptions) error {
@@ -325,7 +341,7 @@ func (e *Engine) remove(ctx context.Context, c *Container, o RemoveOptions) erro
 	switch {
 	case st.Status.Alive():
 		c.mu.Unlock()
-		return conflict("cannot remove container %q: container is running", "/"+c.rec.Name)
+		return conflict("container is running: stop the container before removing or force remove")
 	case isClosed(c.removed):
 		c.mu.Unlock()
 		return nil
@@ -344,7 +360,7 @@ func (e *Engine) remove(ctx context.Context, c *Container, o RemoveOptions) erro
 		_ = st.Status.Transition(record.Dead)
 		st.Error = err.Error()
 		c.save(true)
-		return fmt.Errorf("cannot remove container %q: %w", "/"+c.rec.Name, err)
+		return err
 	}
 	e.unreserve(c)
 	c.mu.Lock()
@@ -368,7 +384,7 @@ func isClosed(c <-chan struct{}) bool {
 // not be removed.
 func (e *Engine) stopToRemove(ctx context.Context, c *Container, force bool) error {
 	c.mu.Lock()
-	status, name := c.rec.State.Status, c.rec.Name
+	status := c.rec.State.Status
 	c.mu.Unlock()
 	switch {
 	case status == record.Removing:
@@ -376,19 +392,19 @@ func (e *Engine) stopToRemove(ctx context.Context, c *Container, force bool) err
 	case !status.Alive() && status != record.Restarting:
 		return nil
 	case !force && status == record.Paused:
-		return conflict("cannot remove container %q: container is paused and must be unpaused first", "/"+name)
+		return conflict("container is paused and must be unpaused first")
 	case !force:
-		return conflict("cannot remove container %q: container is %v: stop the container before removing or force remove", "/"+name, status)
+		return conflict("container is %v: stop the container before removing or force remove", status)
 	}
 	exited, alive := c.willStop(stopUser)
 	if !alive {
 		return nil
 	}
-	if err := c.signal(syscall.SIGKILL); err != nil && !errors.Is(err, container.ErrNotRunning) {
-		return fmt.Errorf("cannot remove container %q: could not kill it: %w", "/"+name, err)
+	if err := c.signal(syscall.SIGKILL, true); err != nil && !errors.Is(err, container.ErrNotRunning) {
+		return fmt.Errorf("could not kill container: %w", err)
 	}
 	if !c.waitExit(ctx, exited, killWait) {
-		return fmt.Errorf("cannot remove container %q: it was killed but has not ended", "/"+name)
+		return errors.New("could not kill container: tried to kill container, but did not receive an exit event")
 	}
 	return nil
 }
@@ -413,18 +429,13 @@ func (e *Engine) eraseFiles(ctx context.Context, c *Container) error {
 
 // Rename gives the container a new name.
 func (e *Engine) Rename(ctx context.Context, name, newName string) error {
+	name, newName = strings.TrimSpace(name), strings.TrimPrefix(strings.TrimSpace(newName), "/")
+	if strings.TrimPrefix(name, "/") == "" || newName == "" {
+		return invalid("Neither old nor new names may be empty")
+	}
 	c, err := e.find(ctx, name)
 	if err != nil {
 		return err
-	}
-	if len(newName) > 0 && newName[0] == '/' {
-		newName = newName[1:]
-	}
-	if newName == "" {
-		return invalid("Neither old nor new names may be empty")
-	}
-	if !namePattern.MatchString(newName) {
-		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", newName)
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
@@ -434,10 +445,13 @@ func (e *Engine) Rename(ctx context.Context, name, newName string) error {
 	if old == newName {
 		return invalid("Renaming a container with the same name as its current name")
 	}
+	if !namePattern.MatchString(newName) {
+		return invalid("Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", newName)
+	}
 	e.mu.Lock()
 	if other := e.byName[newName]; other != nil {
 		e.mu.Unlock()
-		return nameTaken(newName, other.id)
+		return fmt.Errorf("Error when allocating new name: %w", nameTaken(newName, other.id))
 	}
 	delete(e.byName, old)
 	e.byName[newName] = c

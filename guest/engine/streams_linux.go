@@ -128,7 +128,7 @@ func (e *Engine) Resize(ctx context.Context, name string, height, width uint) er
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.rec.State.Status.Alive() || c.run == nil {
-		return conflict("container %s is not running", name)
+		return conflict("container %s is not running", c.id)
 	}
 	if c.run.master == nil {
 		return nil

@@ -32,7 +32,7 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (*apiconta
 	rec, st := c.rec, c.rec.State
 	config, host := *rec.Config, *rec.HostConfig
 	name, mounts := rec.Name, mountPoints(rec)
-	execs := slices.Sorted(maps.Keys(c.execs))
+	execs := c.liveExecs()
 	endpoints := maps.Clone(rec.Endpoints)
 	c.mu.Unlock()
 
@@ -52,9 +52,6 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (*apiconta
 	if r.Args == nil {
 		r.Args = []string{}
 	}
-	if len(execs) == 0 {
-		r.ExecIDs = nil
-	}
 	if c.log != nil {
 		r.LogPath = c.log.Path()
 	}
@@ -66,6 +63,19 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (*apiconta
 		r.SizeRw, r.SizeRootFs = &usage.RW, &usage.RootFS
 	}
 	return r, nil
+}
+
+// liveExecs are the IDs of the container's execs that have not ended. The caller
+// holds mu.
+func (c *Container) liveExecs() []string {
+	var ids []string
+	for id, x := range c.execs {
+		if !isClosed(x.done) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 func apiState(st record.State) *apicontainer.State {
@@ -154,7 +164,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]apicontainer.Summar
 	if err != nil {
 		return nil, err
 	}
-	links := e.linkNames()
+	links, images := e.linkNames(), map[string]string{}
 	out := []apicontainer.Summary{}
 	for _, c := range all {
 		if o.Limit > 0 && len(out) == o.Limit {
@@ -164,6 +174,9 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]apicontainer.Summar
 			continue
 		}
 		s := e.summary(c)
+		if s.Image != s.ImageID {
+			s.Image = imageName(ctx, e.opts.Images, images, s)
+		}
 		s.Names = append(s.Names, links[c.id]...)
 		if o.Size {
 			if usage, err := e.opts.Images.Usage(ctx, c.id); err == nil {
@@ -175,6 +188,22 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]apicontainer.Summar
 	return out, nil
 }
 
+// imageName is what a list calls a container's image: the name it was made by, as
+// long as that is still the same image, else the ID. known holds what names mean.
+func imageName(ctx context.Context, store Images, known map[string]string, s apicontainer.Summary) string {
+	id, ok := known[s.Image]
+	if !ok {
+		if img, err := store.GetPlatform(ctx, s.Image, nil); err == nil {
+			id = img.ID.String()
+		}
+		known[s.Image] = id
+	}
+	if id != s.ImageID {
+		return s.ImageID
+	}
+	return s.Image
+}
+
 type matcher struct {
 	e             *Engine
 	o             ListOptions
@@ -182,6 +211,8 @@ type matcher struct {
 	exited        map[int]bool
 	images        map[string]bool // IDs; nil: any
 	networks      map[string]bool // names; nil: any
+
+	publish, expose map[string]bool // "80/tcp"
 }
 
 func (e *Engine) matcher(ctx context.Context, o ListOptions) (*matcher, error) {
@@ -236,7 +267,18 @@ func (e *Engine) matcher(ctx context.Context, o ListOptions) (*matcher, error) {
 			m.networks[n.Name] = true
 		}
 	}
-	if o.Filters.Has("status") || o.Filters.Has("exited") || m.before != nil || m.since != nil || o.Limit > 0 {
+	if m.publish, err = portFilter(o.Filters, "publish"); err != nil {
+		return nil, err
+	}
+	if m.expose, err = portFilter(o.Filters, "expose"); err != nil {
+		return nil, err
+	}
+	if task, err := o.Filters.Bool("is-task", false); err != nil {
+		return nil, err
+	} else if task {
+		m.images = map[string]bool{} // nothing is a task of a swarm
+	}
+	if o.Filters.Has("status") || o.Limit > 0 {
 		m.o.All = true
 	}
 	return m, nil
@@ -254,7 +296,7 @@ func (m *matcher) match(c *Container) bool {
 	case !m.o.All && !st.Status.Alive() && st.Status != record.Restarting,
 		m.before != nil && !rec.Created.Before(m.before.rec.Created),
 		m.since != nil && !rec.Created.After(m.since.rec.Created),
-		m.exited != nil && (st.Status != record.Exited || !m.exited[st.ExitCode]),
+		m.exited != nil && (st.Status != record.Exited || st.StartedAt.IsZero() || !m.exited[st.ExitCode]),
 		m.images != nil && !m.images[rec.ImageID],
 		!f.Exact("status", st.Status.String()),
 		!f.Exact("health", string(health)),
@@ -262,7 +304,7 @@ func (m *matcher) match(c *Container) bool {
 		!f.Labels("label", rec.Config.Labels),
 		!m.matchName(rec.Name),
 		!m.matchVolume(rec),
-		!m.matchPorts(rec):
+		!m.matchPorts(c.portList()):
 		return false
 	}
 	if m.networks != nil {
@@ -295,28 +337,33 @@ func (m *matcher) matchVolume(rec *record.Record) bool {
 	return false
 }
 
-func (m *matcher) matchPorts(rec *record.Record) bool {
-	for _, name := range []string{"expose", "publish"} {
-		if !m.o.Filters.Has(name) {
-			continue
+// matchPorts compares with what a running container has: publish with the host's
+// ports, expose with its own.
+func (m *matcher) matchPorts(ports []apicontainer.PortSummary) bool {
+	if len(m.publish)+len(m.expose) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(ports, func(p apicontainer.PortSummary) bool {
+		return m.publish[fmt.Sprintf("%d/%s", p.PublicPort, p.Type)] || m.expose[fmt.Sprintf("%d/%s", p.PrivatePort, p.Type)]
+	})
+}
+
+// portFilter reads the ports of a filter, by the API's names.
+func portFilter(f filter.Set, name string) (map[string]bool, error) {
+	ports := map[string]bool{}
+	for _, v := range f.Values(name) {
+		if strings.Contains(v, ":") {
+			return nil, invalid("filter for '%s' should not contain ':': %s", name, v)
 		}
-		found := false
-		for _, v := range m.o.Filters.Values(name) {
-			r, err := apinet.ParsePortRange(v)
-			if err != nil {
-				continue
-			}
-			for p := range r.All() {
-				_, exposed := rec.Config.ExposedPorts[p]
-				_, published := rec.HostConfig.PortBindings[p]
-				found = found || published || name == "expose" && exposed
-			}
+		r, err := apinet.ParsePortRange(v)
+		if err != nil {
+			return nil, invalid("error while looking up for %s %s: %v", name, v, err)
 		}
-		if !found {
-			return false
+		for p := range r.All() {
+			ports[p.String()] = true
 		}
 	}
-	return true
+	return ports, nil
 }
 
 func (e *Engine) summary(c *Container) apicontainer.Summary {
@@ -347,7 +394,7 @@ func command(cfg *apicontainer.Config) string {
 	}
 	parts := []string{args[0]}
 	for _, a := range args[1:] {
-		if strings.ContainsAny(a, " \t\n'\"") {
+		if strings.Contains(a, " ") {
 			a = "'" + a + "'"
 		}
 		parts = append(parts, a)

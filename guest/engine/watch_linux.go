@@ -11,6 +11,7 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
+	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/settings"
 )
 
@@ -40,9 +41,13 @@ func (c *Container) watch(r *run) {
 		c.rec.State.Health = nil
 		return
 	}
-	c.rec.State.Health = &apicontainer.Health{Status: apicontainer.Starting}
-	h := *c.rec.Config.Healthcheck
-	start(func() { c.checkHealth(ctx, check, h) })
+	health := &apicontainer.Health{Status: apicontainer.Starting}
+	if before := c.rec.State.Health; before != nil {
+		health.Log = before.Log
+	}
+	c.rec.State.Health = health
+	h, started := *c.rec.Config.Healthcheck, c.rec.State.StartedAt
+	start(func() { c.checkHealth(ctx, check, h, started) })
 }
 
 const (
@@ -54,9 +59,9 @@ const (
 	maxHealthOutput      = 4096 // bytes
 )
 
-// checkHealth runs the health check at its interval until ctx ends.
-func (c *Container) checkHealth(ctx context.Context, cmd []string, h apicontainer.HealthConfig) {
-	started := time.Now()
+// checkHealth runs the health check at its interval until ctx ends. A paused
+// container is left alone.
+func (c *Container) checkHealth(ctx context.Context, cmd []string, h apicontainer.HealthConfig, started time.Time) {
 	interval := cmp.Or(h.Interval, defaultInterval)
 	timeout := cmp.Or(h.Timeout, defaultTimeout)
 	timer := time.NewTimer(0)
@@ -74,6 +79,9 @@ func (c *Container) checkHealth(ctx context.Context, cmd []string, h apicontaine
 		case <-ctx.Done():
 			return
 		}
+		if c.paused() {
+			continue
+		}
 		begin := time.Now()
 		pctx, cancel := context.WithTimeout(ctx, timeout)
 		code, out, err := c.probe(pctx, cmd, maxHealthOutput)
@@ -85,13 +93,21 @@ func (c *Container) checkHealth(ctx context.Context, cmd []string, h apicontaine
 		switch {
 		case errors.Is(err, context.DeadlineExceeded):
 			result.ExitCode = -1
-			result.Output = fmt.Sprintf("Health check exceeded timeout (%s): %s", timeout, out)
+			if result.Output = fmt.Sprintf("Health check exceeded timeout (%v)", timeout); out != "" {
+				result.Output += ": " + out
+			}
 		case err != nil:
 			result.ExitCode, result.Output = -1, err.Error()
 		}
-		grace := h.StartPeriod > 0 && time.Since(started) < h.StartPeriod
+		grace := begin.Sub(started) < h.StartPeriod
 		c.setHealth(result, cmp.Or(h.Retries, defaultRetries), grace)
 	}
+}
+
+func (c *Container) paused() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.State.Status == record.Paused
 }
 
 func (c *Container) health() apicontainer.HealthStatus {

@@ -34,12 +34,11 @@ type Input struct {
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // MaskedPaths and ReadonlyPaths are what an unprivileged container cannot see
-// and cannot write to: docker's, and the switches of the kernel's debugging, which
-// ask for no capability and work for the whole machine.
+// and cannot write to by default: docker's.
 var (
 	MaskedPaths = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"}
-	ReadonlyPaths = []string{"/proc/bus", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
 // Build makes the specification. Errors in the input are
@@ -290,6 +289,11 @@ func setPaths(spec *specs.Spec, hc *container.HostConfig, s Security) {
 	}
 	if hc.ReadonlyPaths != nil {
 		spec.Linux.ReadonlyPaths = hc.ReadonlyPaths
+	}
+	if len(spec.Linux.ReadonlyPaths) > 0 {
+		// The switches of the kernel's debugging ask for no capability and work for the
+		// whole machine.
+		spec.Linux.ReadonlyPaths = append(slices.Clone(spec.Linux.ReadonlyPaths), "/proc/dynamic_debug")
 	}
 }
 

@@ -169,7 +169,7 @@ func HealthCommand(cfg *apicontainer.Config) []string {
 		if len(shell) == 0 {
 			shell = []string{"/bin/sh", "-c"}
 		}
-		return append(append([]string{}, shell...), test[1])
+		return append(append([]string{}, shell...), test[1:]...)
 	}
 	return nil
 }
