@@ -293,6 +293,10 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 	if err := cgroup.Check(r); err != nil {
 		return badf("%w", err)
 	}
+	// A controller that nobody needed is off until now.
+	if err := c.group.Require(r); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
 	if err := c.group.Set(r); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}

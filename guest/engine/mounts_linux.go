@@ -319,6 +319,9 @@ func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()
 // copyUp fills an empty volume with what the image has in its place.
 func copyUp(rootfs, dest, volume string) error {
 	entries, err := os.ReadDir(volume)
+	if errors.Is(err, unix.ENOTDIR) { // a file below the volume
+		return nil
+	}
 	if err != nil || len(entries) > 0 {
 		return err
 	}
@@ -349,6 +352,30 @@ func (e *Engine) releaseMounts(ctx context.Context, c *Container) {
 			e.log.Warn("cannot unmount", "mount", m.Destination, "container", c.id, "error", err)
 		}
 	}
+	if c.rec.HostConfig.IpcMode.IsShareable() {
+		if err := e.opts.Images.Unmount(e.shmDir(c.id)); err != nil {
+			e.log.Warn("cannot unmount", "mount", "/dev/shm", "container", c.id, "error", err)
+		}
+		_ = os.Remove(e.shmDir(c.id))
+	}
+}
+
+// shmDir is where the /dev/shm of a container lies whose IPC others may join: what
+// is mounted in its own namespace only could not be bound into another's.
+func (e *Engine) shmDir(id string) string { return filepath.Join(e.opts.RunDir, "shm", id) }
+
+// mountShm makes a container's /dev/shm for others to join. releaseMounts takes it
+// back.
+func (e *Engine) mountShm(c *Container) (string, error) {
+	dir := e.shmDir(c.id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	data := "mode=1777,size=" + strconv.FormatInt(c.rec.HostConfig.ShmSize, 10)
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		return "", fmt.Errorf("mounting shm tmpfs: %w", err)
+	}
+	return dir, nil
 }
 
 // releaseVolumes removes the anonymous volumes of a container that goes.

@@ -181,6 +181,11 @@ func (b *building) setup(ctx context.Context) error {
 	b.onUndo(func(ctx context.Context) { b.e.releaseMounts(ctx, c) })
 	in := runspec.Input{ID: c.id, Config: rec.Config, HostConfig: rec.HostConfig, Rootfs: c.rootfs(),
 		Cgroup: cgroupPath(rec), NetNS: b.netns, Mounts: mounts}
+	if rec.HostConfig.IpcMode.IsShareable() {
+		if in.Shm, err = b.e.mountShm(c); err != nil {
+			return internal(err)
+		}
+	}
 	if err := b.e.joinOthers(ctx, rec, &in); err != nil {
 		return internal(err)
 	}
@@ -260,7 +265,7 @@ func (e *Engine) joinOthers(ctx context.Context, rec *record.Record, in *runspec
 		if err != nil {
 			return fmt.Errorf("failed to join IPC namespace: %w", err)
 		}
-		in.IPCNS, in.Shm = fmt.Sprintf("/proc/%d/ns/ipc", pid), fmt.Sprintf("/proc/%d/root/dev/shm", pid)
+		in.IPCNS, in.Shm = fmt.Sprintf("/proc/%d/ns/ipc", pid), e.shmDir(other.id)
 	case h.IpcMode.IsHost():
 		in.Shm = "/dev/shm"
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,12 +86,15 @@ func (s *Store) Create(_ context.Context, name, driver string, options, labels m
 		}
 		v.Labels[AnonymousLabel] = ""
 	}
+	if len(v.Name) == 1 {
+		return Volume{}, invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", name)
+	}
 	if !pattern.MatchString(v.Name) || len(v.Name) > 255 {
 		return Volume{}, invalid("create %s: %q includes invalid characters for a local volume name, only "+
 			"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
 	}
 	if err := checkOptions(options); err != nil {
-		return Volume{}, err
+		return Volume{}, invalid("create %s: %v", v.Name, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,16 +121,30 @@ func (s *Store) Create(_ context.Context, name, driver string, options, labels m
 	return v, nil
 }
 
+// checkOptions reads the options of docker's local driver: what is mounted, or
+// nothing. There are no quotas.
 func checkOptions(options map[string]string) error {
-	for k := range options {
+	for _, k := range slices.Sorted(maps.Keys(options)) {
 		switch k {
 		case "type", "o", "device", "size":
 		default:
-			return invalid("create volume: invalid option: %q", k)
+			return invalid("invalid option: %q", k)
 		}
 	}
-	if options["type"] != "" && options["device"] == "" {
-		return invalid("create volume: missing required option: \"device\"")
+	if v, ok := options["size"]; ok {
+		size, err := units.RAMInBytes(v)
+		if err != nil {
+			return invalid("%v", err)
+		}
+		if size > 0 {
+			return invalid("quota size requested but no quota support")
+		}
+	}
+	for _, need := range [][2]string{{"device", "type"}, {"type", "device"}, {"o", "device"}, {"o", "type"}} {
+		_, has := options[need[0]]
+		if _, ok := options[need[1]]; has && !ok {
+			return invalid("missing required option: %q", need[1])
+		}
 	}
 	return nil
 }
@@ -252,15 +271,49 @@ func (s *Store) mount(ctx context.Context, v Volume) error {
 		}
 	}
 	if err == nil {
-		err = unix.Mount(device, v.Path, v.Options["type"], flags, data)
+		if device, data, err = resolveNet(ctx, v.Options["type"], device, data); err == nil {
+			err = unix.Mount(device, v.Path, v.Options["type"], flags, data)
+		}
 	}
 	if err == nil && flags&unix.MS_BIND != 0 && flags&unix.MS_RDONLY != 0 {
 		err = unix.Mount("", v.Path, "", flags|unix.MS_REMOUNT, "")
 	}
 	if err != nil {
-		return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w", v.Options["device"], v.Path, flags, data, err)
+		return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w", v.Options["device"], v.Path, flags,
+			hidden(data), err)
 	}
 	return nil
+}
+
+// resolveNet puts addresses where a network file system's options name hosts: the
+// kernel knows no names.
+func resolveNet(ctx context.Context, kind, device, data string) (string, string, error) {
+	if kind != "nfs" && kind != "nfs4" && kind != "cifs" {
+		return device, data, nil
+	}
+	for o := range strings.SplitSeq(data, ",") {
+		host, ok := strings.CutPrefix(o, "addr=")
+		if !ok || net.ParseIP(host) != nil {
+			continue
+		}
+		addrs, err := net.DefaultResolver.LookupIP(ctx, "ip", host)
+		if err != nil {
+			return "", "", fmt.Errorf("error resolving passed in network volume address: %w", err)
+		}
+		data = strings.Replace(data, o, "addr="+addrs[0].String(), 1)
+	}
+	return device, data, nil
+}
+
+// hidden is data without the password that may be in it.
+func hidden(data string) string {
+	parts := strings.Split(data, ",")
+	for i, o := range parts {
+		if strings.HasPrefix(o, "password=") {
+			parts[i] = "password=********"
+		}
+	}
+	return strings.Join(parts, ",")
 }
 
 func (s *Store) openBind(ctx context.Context, path string) (*os.File, error) {

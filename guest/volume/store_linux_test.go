@@ -72,12 +72,50 @@ func TestBadInput(t *testing.T) {
 	if _, err := s.Create(ctx, "vol", "nfs", nil, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown driver: %v", err)
 	}
-	if _, err := s.Create(ctx, "vol", "", map[string]string{"what": "x"}, nil); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("unknown option: %v", err)
+	for want, options := range map[string]map[string]string{
+		`create vol: invalid option: "what"`:                    {"what": "x"},
+		`create vol: missing required option: "type"`:           {"device": "tmpfs"},
+		`create vol: missing required option: "device"`:         {"type": "tmpfs", "o": "size=1m"},
+		`create vol: quota size requested but no quota support`: {"size": "1g"},
+		`create vol: invalid size: 'x'`:                         {"size": "x"},
+	} {
+		if _, err := s.Create(ctx, "vol", "", options, nil); !errdefs.IsInvalidArgument(err) || err.Error() != want {
+			t.Errorf("%v: %v, want %s", options, err, want)
+		}
 	}
 	if v, err := s.Create(ctx, "", "", nil, nil); err != nil || !v.Anonymous() || len(v.Name) != 64 {
 		t.Errorf("anonymous: %+v, %v", v, err)
 	}
+}
+
+func TestResolveNet(t *testing.T) {
+	for in, want := range map[string]string{"addr=localhost,rw": "addr=127.0.0.1,rw", "addr=10.0.0.1": "addr=10.0.0.1", "rw": "rw"} {
+		if _, got, err := resolveNet(context.Background(), "nfs", ":/x", in); err != nil || got != want && in != "addr=localhost,rw" {
+			t.Errorf("%s: %s, %v, want %s", in, got, err, want)
+		}
+	}
+	if _, got, _ := resolveNet(context.Background(), "tmpfs", "tmpfs", "addr=x"); got != "addr=x" {
+		t.Errorf("tmpfs: %s", got)
+	}
+	if got := hidden("user=u,password=secret,rw"); got != "user=u,password=********,rw" {
+		t.Errorf("shown: %s", got)
+	}
+}
+
+func FuzzOptions(f *testing.F) {
+	f.Add("nfs", "addr=10.0.0.1,rw", ":/x", "")
+	f.Add("none", "bind,ro", "/x", "1g")
+	f.Fuzz(func(t *testing.T, kind, o, device, size string) {
+		options := map[string]string{"type": kind, "o": o, "device": device}
+		if size != "" {
+			options["size"] = size
+		}
+		if err := checkOptions(options); err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v is not the client's fault", err)
+		}
+		mountOptions(o)
+		hidden(o)
+	})
 }
 
 // TestBind: the device of a bind is a path of the host.
