@@ -43,8 +43,11 @@ func (e *Engine) wantedNetworks(o CreateOptions) (map[string]*apinet.EndpointSet
 	if err := list(wrong); err != nil {
 		return nil, invalid("%v", err)
 	}
-	if o.HostConfig.NetworkMode.IsContainer() || o.Config.NetworkDisabled {
+	switch {
+	case o.HostConfig.NetworkMode.IsContainer():
 		return map[string]*apinet.EndpointSettings{}, nil
+	case o.Config.NetworkDisabled:
+		return map[string]*apinet.EndpointSettings{network.None: {}}, nil
 	}
 	if len(want) == 0 {
 		name, _ := e.networkName(string(o.HostConfig.NetworkMode), "")

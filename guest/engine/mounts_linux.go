@@ -177,7 +177,7 @@ func (e *Engine) populate(ctx context.Context, c *Container) error {
 			continue
 		}
 		volume, err := e.openVolume(ctx, c, m)
-		if errdefs.IsNotFound(err) {
+		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 			continue // there is no such path in the volume: the start will say so
 		}
 		if err != nil {

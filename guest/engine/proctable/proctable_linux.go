@@ -18,6 +18,8 @@ import (
 // process is one line of /proc.
 type process struct {
 	pid, ppid, uid int
+	gid, pgid, sid int
+	nice, threads  int
 	comm, state    string
 	tty            string
 	cpu            time.Duration
@@ -38,13 +40,7 @@ var columns = []Column{
 	{"UID", "uid", func(p process) string { return userName(p.uid) }},
 	{"PID", "pid", func(p process) string { return strconv.Itoa(p.pid) }},
 	{"PPID", "ppid", func(p process) string { return strconv.Itoa(p.ppid) }},
-	{"C", "c", func(p process) string {
-		up := time.Since(p.start)
-		if up <= 0 {
-			return "0"
-		}
-		return strconv.Itoa(int(100 * p.cpu / up))
-	}},
+	{"C", "c", func(p process) string { return strconv.Itoa(int(p.share())) }},
 	{"STIME", "stime", func(p process) string { return p.start.Format("15:04") }},
 	{"TTY", "tty", func(p process) string { return p.tty }},
 	{"TIME", "time", func(p process) string {
@@ -59,6 +55,50 @@ var columns = []Column{
 	{"STAT", "stat", func(p process) string { return p.state }},
 	{"RSS", "rss", func(p process) string { return strconv.FormatInt(p.rss>>10, 10) }},
 	{"VSZ", "vsz", func(p process) string { return strconv.FormatInt(p.vsz>>10, 10) }},
+	{"%CPU", "%cpu", percentCPU}, {"%CPU", "pcpu", percentCPU},
+	{"%MEM", "%mem", percentMemory}, {"%MEM", "pmem", percentMemory},
+	{"START", "start", func(p process) string { return p.start.Format("15:04") }},
+	{"STARTED", "lstart", func(p process) string { return p.start.Format("Mon Jan _2 15:04:05 2006") }},
+	{"ELAPSED", "etime", func(p process) string { return elapsed(time.Since(p.start)) }},
+	{"ELAPSED", "etimes", func(p process) string { return strconv.Itoa(int(time.Since(p.start) / time.Second)) }},
+	{"S", "s", func(p process) string { return p.state }}, {"S", "state", func(p process) string { return p.state }},
+	{"RUSER", "ruser", func(p process) string { return userName(p.uid) }}, {"EUSER", "euser", func(p process) string { return userName(p.uid) }},
+	{"EUID", "euid", func(p process) string { return strconv.Itoa(p.uid) }}, {"CMD", "ucmd", func(p process) string { return p.comm }},
+	{"GID", "gid", func(p process) string { return strconv.Itoa(p.gid) }}, {"GROUP", "group", func(p process) string { return userName(p.gid) }},
+	{"PGID", "pgid", func(p process) string { return strconv.Itoa(p.pgid) }}, {"SID", "sid", func(p process) string { return strconv.Itoa(p.sid) }},
+	{"NI", "ni", func(p process) string { return strconv.Itoa(p.nice) }}, {"NLWP", "nlwp", func(p process) string { return strconv.Itoa(p.threads) }},
+}
+
+// share is the part of one processor that the process has had so far, in percent.
+func (p process) share() float64 {
+	up := time.Since(p.start)
+	if up <= 0 {
+		return 0
+	}
+	return 100 * float64(p.cpu) / float64(up)
+}
+
+func percentCPU(p process) string { return fmt.Sprintf("%.1f", p.share()) }
+
+func percentMemory(p process) string {
+	var s unix.Sysinfo_t
+	if err := unix.Sysinfo(&s); err != nil || s.Totalram == 0 {
+		return "0.0"
+	}
+	return fmt.Sprintf("%.1f", 100*float64(p.rss)/(float64(s.Totalram)*float64(s.Unit)))
+}
+
+// elapsed writes a time as ps does: [[dd-]hh:]mm:ss.
+func elapsed(d time.Duration) string {
+	s := max(0, int(d/time.Second))
+	text := fmt.Sprintf("%02d:%02d", s/60%60, s%60)
+	if s >= 3600 {
+		text = fmt.Sprintf("%02d:", s/3600%24) + text
+	}
+	if s >= 24*3600 {
+		text = strconv.Itoa(s/(24*3600)) + "-" + text
+	}
+	return text
 }
 
 // Columns reads ps's arguments: "-ef", docker's default, "aux", and the names of
@@ -70,8 +110,9 @@ func Columns(args string) ([]Column, error) {
 		f := fields[i]
 		switch {
 		case f == "-ef", f == "-e", f == "-f", f == "ef", f == "-A":
-		case f == "aux", f == "-aux":
-			names = []string{"user", "pid", "vsz", "rss", "tty", "stat", "time", "command"}
+		case f == "-x" || f == "-a" || f == "-w" || f == "-ww" || f == "ww": // all of a container's processes are shown anyway
+		case f == "aux", f == "-aux", f == "auxww":
+			names = []string{"user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "time", "command"}
 		case (f == "-o" || f == "-eo" || f == "o") && i+1 < len(fields):
 			i++
 			names = append(names, strings.Split(fields[i], ",")...)
@@ -147,7 +188,7 @@ func readProcess(pid int) (process, error) {
 		return p, gone(err)
 	}
 	if info, err := os.Stat(dir); err == nil {
-		p.uid = ownerOf(info)
+		p.uid, p.gid = ownerOf(info)
 	}
 	if err := p.parseStat(stat); err != nil {
 		return p, err
@@ -179,7 +220,8 @@ func (p *process) parseStat(stat []byte) error {
 		return errors.New("malformed /proc/PID/stat")
 	}
 	num := func(i int) int64 { n, _ := strconv.ParseInt(f[i], 10, 64); return n }
-	p.state, p.ppid = f[0], int(num(1))
+	p.state, p.ppid, p.pgid, p.sid = f[0], int(num(1)), int(num(2)), int(num(3))
+	p.nice, p.threads = int(num(16)), int(num(17))
 	if tty := num(4); tty>>8 >= 136 && tty>>8 < 144 {
 		p.tty = "pts/" + strconv.FormatInt(tty&0xff|tty>>12&0xfff00, 10)
 	}
@@ -189,11 +231,11 @@ func (p *process) parseStat(stat []byte) error {
 	return nil
 }
 
-func ownerOf(info os.FileInfo) int {
+func ownerOf(info os.FileInfo) (uid, gid int) {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return int(st.Uid)
+		return int(st.Uid), int(st.Gid)
 	}
-	return 0
+	return 0, 0
 }
 
 // bootTime is when the machine was started, by its clock of now.

@@ -3,6 +3,7 @@ package runspec
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,11 +47,17 @@ func CheckResources(r *container.Resources, ncpu int, update bool) error {
 	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return invalid("Range of blkio weight is from 10 to 1000")
 	}
+	if hasNil(r.Ulimits) || hasNil(r.BlkioWeightDevice) || hasNil(r.BlkioDeviceReadBps) || hasNil(r.BlkioDeviceWriteBps) ||
+		hasNil(r.BlkioDeviceReadIOps) || hasNil(r.BlkioDeviceWriteIOps) {
+		return invalid("invalid resource limits: a list holds null")
+	}
 	if err := checkSet(r.CpusetCpus, ncpu, "cpuset cpus", "CPUs"); err != nil {
 		return err
 	}
 	return checkSet(r.CpusetMems, 1, "cpuset mems", "memory nodes") // the machine has one
 }
+
+func hasNil[T any](list []*T) bool { return slices.Contains(list, nil) }
 
 // checkSet refuses a list of numbers and ranges that is none, or names what is not
 // among the first n.
