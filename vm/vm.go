@@ -30,8 +30,6 @@ var (
 	// ErrClosed is returned by every call after Close, except Wait, which still
 	// tells why the machine ended; one that was never started ended with ErrClosed.
 	ErrClosed = errors.New("machine is closed")
-	// ErrDiskShrinks says that a disk is larger than it shall be.
-	ErrDiskShrinks = errors.New("a disk cannot shrink")
 	// ErrKilled is what Wait returns when the machine had to be unplugged.
 	ErrKilled = errors.New("machine was killed")
 )
@@ -121,8 +119,8 @@ type DiskMaker interface {
 	// DiskSuffix ends the names of such images: ".vhdx".
 	DiskSuffix() string
 	// MakeDisk makes an image of a disk of size bytes that reads as zeros, or makes
-	// the one that is there as large. A disk never shrinks: the error wraps
-	// ErrDiskShrinks then. No machine uses the image.
+	// the one that is there as large. A disk never shrinks: that is an error. No
+	// machine uses the image.
 	MakeDisk(path string, size int64) error
 }
 

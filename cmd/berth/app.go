@@ -172,6 +172,7 @@ machine by the docker context "berth".`,
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 
 	root.AddCommand(a.machineCommand(), a.daemonCommand(), a.doctorCommand(), a.trayCommand())
+	root.AddCommand(a.platformCommands()...)
 	for _, c := range []*cobra.Command{a.statusCommand(), a.deleteCommand(), a.listCommand(), a.sshCommand()} {
 		c.Annotations = top(c.Annotations)
 		root.AddCommand(c)

@@ -68,8 +68,10 @@ func (a *app) statusCommand() *cobra.Command {
 func complete(m machine.Machine, s api.Status) api.Status {
 	s.Name, s.Config, s.Console, s.Log = m.Name, m.ConfigFile, m.ConsoleLog(), m.DaemonLog()
 	s.DockerHost, s.DockerSocket = m.DockerHost(), m.DockerAddress()
-	if size, used := m.DiskUsage(); size > 0 {
-		s.DiskBytes, s.DiskUsed = size, used
+	size, used := m.DiskUsage()
+	s.DiskUsed = used
+	if size > 0 {
+		s.DiskBytes = size
 	}
 	if c, err := m.LoadConfig(); err == nil && !s.State.Alive() {
 		s.CPUs, s.MemoryMiB, s.DiskBytes = c.CPUs, int(c.Memory>>20), int64(c.Disk)

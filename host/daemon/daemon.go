@@ -143,6 +143,7 @@ type daemon struct {
 	keys     machine.Keys
 	network  Network
 	folders  []Folder
+	disk     string // the data disk's file
 	caps     vm.Caps
 	hello    *hello
 
@@ -280,8 +281,10 @@ func classify(err error) api.Kind {
 // Status implements api.Backend.
 func (d *daemon) Status() api.Status {
 	s := d.progress.get()
-	if size, used := d.o.Machine.DiskUsage(); size > 0 {
-		s.DiskBytes, s.DiskUsed = size, used
+	size, used := d.o.Machine.DiskUsage()
+	s.DiskUsed = used
+	if size > 0 {
+		s.DiskBytes = size
 	}
 	if d.o.Publish != nil {
 		for _, port := range d.o.Publish.List() {

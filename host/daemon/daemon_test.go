@@ -303,7 +303,7 @@ func TestFailedStarts(t *testing.T) {
 			o.Driver = vmfake.New(vmfake.Options{StartErr: errors.New("no memory")})
 		}},
 		{name: "disk would shrink", kind: api.KindFailure, want: "cannot shrink", set: func(o *Options) {
-			o.Machine.PrepareDisk(8 << 30)
+			o.Machine.PrepareDisk(8<<30, nil)
 			o.Config.Disk = 4 << 30
 		}},
 		{name: "no network", kind: api.KindFailure, want: "no network", set: func(o *Options) {

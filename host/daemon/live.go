@@ -162,7 +162,9 @@ func (d *daemon) prepareDisk() error {
 		return err
 	}
 	d.keys = keys
-	return d.o.Machine.PrepareDisk(int64(d.o.Config.Disk))
+	format, _ := d.o.Driver.(vm.DiskMaker)
+	d.disk, err = d.o.Machine.PrepareDisk(int64(d.o.Config.Disk), format)
+	return err
 }
 
 func (d *daemon) newMachine(ctx context.Context, image Image) (vm.Machine, error) {
@@ -185,7 +187,7 @@ func (d *daemon) newMachine(ctx context.Context, image Image) (vm.Machine, error
 		Cmdline:   image.Cmdline,
 		Disks: []vm.Disk{
 			{Path: image.Root, ReadOnly: true, Serial: SerialRoot},
-			{Path: d.o.Machine.DataDisk(), Serial: SerialData},
+			{Path: d.disk, Serial: SerialData},
 		},
 		Network: d.network,
 		Shares:  d.shares(),

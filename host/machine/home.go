@@ -148,9 +148,6 @@ func checkName(name string) error {
 // The machine's files.
 func (m Machine) recordFile() string { return filepath.Join(m.DataDir, "machine.json") }
 
-// DataDisk is the raw image that holds everything the guest keeps.
-func (m Machine) DataDisk() string { return filepath.Join(m.DataDir, "data.img") }
-
 // DaemonLog is where the daemon logs.
 func (m Machine) DaemonLog() string { return filepath.Join(m.StateDir, "daemon.log") }
 

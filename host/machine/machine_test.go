@@ -155,18 +155,42 @@ func TestDisk(t *testing.T) {
 	if err := m.Create(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.PrepareDisk(4 << 30); err != nil {
+	if _, err := m.PrepareDisk(4<<30, nil); err != nil {
 		t.Fatal(err)
 	}
 	if size, used := m.DiskUsage(); size != 4<<30 || used > 1<<20 {
 		t.Errorf("size %d, occupied %d: want 4 GiB, sparse", size, used)
 	}
-	if err := m.PrepareDisk(8 << 30); err != nil {
+	if _, err := m.PrepareDisk(8<<30, nil); err != nil {
 		t.Errorf("cannot grow: %v", err)
 	}
-	if err := m.PrepareDisk(4 << 30); err == nil || !strings.Contains(err.Error(), "cannot shrink") {
+	if _, err := m.PrepareDisk(4<<30, nil); err == nil || !strings.Contains(err.Error(), "cannot shrink") {
 		t.Errorf("shrinking: %v", err)
 	}
+	if _, err := m.PrepareDisk(8<<30, ownFormat{}); !errors.Is(err, ErrAtRisk) {
+		t.Errorf("a hypervisor that does not use the disk there is: %v, want %v", err, ErrAtRisk)
+	}
+	if err := os.Remove(filepath.Join(m.DataDir, "data.img")); err != nil {
+		t.Fatal(err)
+	}
+	path, err := m.PrepareDisk(8<<30, ownFormat{})
+	if err != nil || path != filepath.Join(m.DataDir, "data.own") {
+		t.Errorf("PrepareDisk = %q, %v", path, err)
+	}
+	if size, used := m.DiskUsage(); size != 0 || used == 0 {
+		t.Errorf("size %d, occupied %d: its own format tells nothing of the size", size, used)
+	}
+	if _, err := m.PrepareDisk(8<<30, nil); !errors.Is(err, ErrAtRisk) {
+		t.Errorf("back again: %v, want %v", err, ErrAtRisk)
+	}
+}
+
+// ownFormat is a hypervisor's.
+type ownFormat struct{}
+
+func (ownFormat) DiskSuffix() string { return ".own" }
+func (ownFormat) MakeDisk(path string, _ int64) error {
+	return os.WriteFile(path, make([]byte, 5000), 0o600)
 }
 
 func TestLock(t *testing.T) {

@@ -80,7 +80,7 @@ func (m Machine) checkRecord() error {
 		// Only the version matters, and a file that never held a higher one
 		// cannot be a newer Berth's: its writes are whole.
 		return fmt.Errorf("%w: machine %q: %s is damaged: restore it, or write {\"version\":1} into it if the disk %s is good",
-			ErrAtRisk, m.Name, m.recordFile(), m.DataDisk())
+			ErrAtRisk, m.Name, m.recordFile(), filepath.Join(m.DataDir, diskName+".*"))
 	}
 	if r.Version > recordVersion {
 		return fmt.Errorf("%w: machine %q was used by a newer Berth (data version %d, this one knows %d): use that one",
@@ -119,35 +119,6 @@ func (m Machine) RemoveTemporary() error {
 	return errors.Join(removeTemporary(m.DataDir), removeTemporary(m.StateDir))
 }
 
-// PrepareDisk makes the data disk as large as configured, sparse, and says what
-// stands in the way. A disk never shrinks.
-func (m Machine) PrepareDisk(size int64) error {
-	f, err := os.OpenFile(m.DataDisk(), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("cannot open the data disk: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fmt.Errorf("cannot open the data disk: %w", err)
-	}
-	if info.Size() > size {
-		return fmt.Errorf("disk: %s is smaller than the data disk, which has %s and cannot shrink: set disk to that in %s",
-			Size(size), Size(info.Size()), m.ConfigFile)
-	}
-	if info.Size() == 0 {
-		if err := makeSparse(f); err != nil {
-			return err
-		}
-	}
-	if info.Size() < size {
-		if err := f.Truncate(size); err != nil {
-			return fmt.Errorf("cannot grow the data disk to %s: %w", Size(size), err)
-		}
-	}
-	return nil
-}
-
 // minFree is what must be free on the host's disk for a start, in bytes: enough
 // for the guest's journal, so that its file system never meets a full disk
 // before the user has heard about it.
@@ -172,13 +143,4 @@ func (m Machine) CheckSpace() error {
 			ErrAtRisk, Size(free), m.DataDir, Size(minFree))
 	}
 	return nil
-}
-
-// DiskUsage is the data disk's size and what it occupies of the host's disk, in bytes.
-func (m Machine) DiskUsage() (size, allocated int64) {
-	info, err := os.Stat(m.DataDisk())
-	if err != nil {
-		return 0, 0
-	}
-	return info.Size(), allocatedBytes(info)
 }

@@ -112,7 +112,7 @@ func (d *Driver) MakeDisk(path string, size int64) error {
 	}
 	defer image.Close()
 	if size < image.Size() {
-		return fmt.Errorf("%w: it has %d bytes, not %d", vm.ErrDiskShrinks, image.Size(), size)
+		return fmt.Errorf("it cannot shrink: it has %d bytes", image.Size())
 	}
 	return image.Grow(size)
 }

@@ -478,8 +478,8 @@ func TestMakeDisk(t *testing.T) {
 		}
 		image.Close()
 	}
-	if err := d.MakeDisk(path, 1<<30); !errors.Is(err, vm.ErrDiskShrinks) {
-		t.Errorf("a smaller disk: %v, want %v", err, vm.ErrDiskShrinks)
+	if err := d.MakeDisk(path, 1<<30); err == nil || !strings.Contains(err.Error(), "cannot shrink") {
+		t.Errorf("a smaller disk: %v", err)
 	}
 	if err := os.WriteFile(path, []byte("something else"), 0o600); err != nil {
 		t.Fatal(err)

@@ -29,8 +29,8 @@ type local struct{ user windows.Token } // 0 for this process's user
 // enable is how to switch the system on.
 const enable = `as administrator, run "dism /online /enable-feature /featurename:VirtualMachinePlatform /all" and restart Windows`
 
-// Probe implements Service.
-func (local) Probe(context.Context) (string, error) {
+// Check is what of Probe needs no rights. The error wraps vm.ErrUnavailable.
+func Check() (version string, err error) {
 	if runtime.GOARCH != "amd64" {
 		return "", fmt.Errorf("%w: Hyper-V boots no Linux kernel by itself on %s", vm.ErrUnavailable, runtime.GOARCH)
 	}
@@ -40,10 +40,37 @@ func (local) Probe(context.Context) (string, error) {
 	if v.MajorVersion < 10 || v.BuildNumber < oldest {
 		return "", fmt.Errorf("%w: Windows 10 version 1809 or newer is needed: update Windows", vm.ErrUnavailable)
 	}
-	if err := dll.Load(); err != nil {
+	if err := dll.Load(); err != nil || !hasService("vmcompute") {
 		return "", fmt.Errorf("%w: the feature VirtualMachinePlatform is off: %s", vm.ErrUnavailable, enable)
 	}
-	err := serviceProperties()
+	return name, nil
+}
+
+// hasService tells whether Windows has a service, as far as anybody may know.
+func hasService(name string) bool {
+	m, err := windows.OpenSCManager(nil, nil, windows.SC_MANAGER_CONNECT)
+	if err != nil {
+		return true // let others find out
+	}
+	defer windows.CloseServiceHandle(m)
+	n, err := windows.UTF16PtrFromString(name)
+	if err != nil {
+		return false
+	}
+	s, err := windows.OpenService(m, n, windows.SERVICE_QUERY_STATUS)
+	if err == nil {
+		windows.CloseServiceHandle(s)
+	}
+	return !errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST)
+}
+
+// Probe implements Service.
+func (local) Probe(context.Context) (string, error) {
+	name, err := Check()
+	if err != nil {
+		return "", err
+	}
+	err = serviceProperties()
 	var f *Failure
 	switch {
 	case err == nil:

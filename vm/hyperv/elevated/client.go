@@ -14,11 +14,15 @@ import (
 
 // client is a compute.Service by way of the service.
 type client struct {
-	dial func(context.Context) (net.Conn, error)
+	dial  func(context.Context) (net.Conn, error)
+	check func() error // what is wrong with this Windows, whoever asks
 }
 
 // Probe implements compute.Service.
 func (c client) Probe(ctx context.Context) (string, error) {
+	if err := c.check(); err != nil {
+		return "", err
+	}
 	l, err := c.connect(ctx)
 	if err != nil {
 		return "", err

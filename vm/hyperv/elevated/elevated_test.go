@@ -129,6 +129,8 @@ func serve(t *testing.T, f *fake) memory {
 	return l
 }
 
+func fine() error { return nil }
+
 func design() compute.Design {
 	return compute.Design{ID: id, Name: "dev", CPUs: 1, MemoryMiB: 256, Kernel: filepath.Join(os.TempDir(), "vmlinux"), User: "S-1-5-18"}
 }
@@ -144,7 +146,7 @@ func soon(t *testing.T, what string, f func() bool) {
 
 func TestMachine(t *testing.T) {
 	f := &fake{}
-	c := client{serve(t, f).dial}
+	c := client{serve(t, f).dial, fine}
 	if version, err := c.Probe(t.Context()); version != "fake 1" || err != nil {
 		t.Errorf("Probe() = %q, %v", version, err)
 	}
@@ -186,7 +188,7 @@ func TestMachine(t *testing.T) {
 // TestClientDies: the machine goes with the connection.
 func TestClientDies(t *testing.T) {
 	f := &fake{}
-	s, err := client{serve(t, f).dial}.Create(t.Context(), design())
+	s, err := client{serve(t, f).dial, fine}.Create(t.Context(), design())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +198,7 @@ func TestClientDies(t *testing.T) {
 
 func TestServiceDies(t *testing.T) {
 	l := memory{make(chan net.Conn, 1), make(chan struct{})}
-	c := client{l.dial}
+	c := client{l.dial, fine}
 	go func() {
 		far := <-l.conns
 		var r Request
@@ -213,10 +215,10 @@ func TestRefused(t *testing.T) {
 	l := serve(t, f)
 	bad := design()
 	bad.Console = `\\.\pipe\lsass`
-	if _, err := (client{l.dial}).Create(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "console") {
+	if _, err := (client{l.dial, fine}).Create(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "console") {
 		t.Errorf("Create with a foreign pipe: %v", err)
 	}
-	s, err := client{l.dial}.Create(t.Context(), design())
+	s, err := client{l.dial, fine}.Create(t.Context(), design())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,17 +228,17 @@ func TestRefused(t *testing.T) {
 		t.Error("a connection gets two machines")
 	}
 	for range maxMachines - 1 {
-		s, err := client{l.dial}.Create(t.Context(), design())
+		s, err := client{l.dial, fine}.Create(t.Context(), design())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
 	}
-	if _, err := (client{l.dial}).Create(t.Context(), design()); err == nil {
+	if _, err := (client{l.dial, fine}).Create(t.Context(), design()); err == nil {
 		t.Errorf("more than %d machines", maxMachines)
 	}
 	f.refuse = compute.ErrElevation
-	if _, err := (client{l.dial}).Probe(t.Context()); !errors.Is(err, vm.ErrUnavailable) || err.Error() != compute.ErrElevation.Error() {
+	if _, err := (client{l.dial, fine}).Probe(t.Context()); !errors.Is(err, vm.ErrUnavailable) || err.Error() != compute.ErrElevation.Error() {
 		t.Errorf("Probe() = %v", err)
 	}
 }

@@ -20,7 +20,12 @@ const startWithin = 10 * time.Second
 
 // Client is the service, as this process's user may use it. It is started when it
 // does not run.
-func Client() compute.Service { return client{dialService} }
+func Client() compute.Service { return client{dialService, check} }
+
+func check() error {
+	_, err := compute.Check()
+	return err
+}
 
 func dialService(ctx context.Context) (net.Conn, error) {
 	c, err := dialPipe(ctx, Pipe)

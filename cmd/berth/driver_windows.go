@@ -1,0 +1,26 @@
+package main
+
+import (
+	"log/slog"
+
+	"golang.org/x/sys/windows"
+
+	"github.com/berthvm/berth/host/machine"
+	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/vm/hyperv"
+	"github.com/berthvm/berth/vm/hyperv/compute"
+	"github.com/berthvm/berth/vm/hyperv/elevated"
+)
+
+// newDriver picks Hyper-V, unless the user wants emulation. An elevated process
+// starts its machines itself.
+func newDriver(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver {
+	if c.Acceleration == machine.AccelerationNone {
+		return newQEMU(m, c, log)
+	}
+	service := elevated.Client()
+	if windows.GetCurrentProcessToken().IsElevated() {
+		service = compute.Local()
+	}
+	return hyperv.New(hyperv.Options{Service: service, Log: log})
+}

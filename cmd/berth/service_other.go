@@ -1,0 +1,8 @@
+//go:build !windows
+
+package main
+
+import "github.com/spf13/cobra"
+
+// platformCommands are those that one platform alone has.
+func (a *app) platformCommands() []*cobra.Command { return nil }
