@@ -130,8 +130,10 @@ func cmdline(s spec) []string {
 	}
 	args := []string{console}
 	if s.arch == "amd64" && s.accel == TCG {
-		// The kernel distrusts an emulated TSC and would read a slower clock.
-		args = append(args, "tsc=reliable")
+		// The kernel distrusts an emulated TSC and would read a slower clock. It also
+		// tries whether the timer interrupts, and panics when a busy host keeps the
+		// machine from running meanwhile.
+		args = append(args, "tsc=reliable", "no_timer_check")
 	}
 	if s.serial {
 		args = append(args, muxed.Param)

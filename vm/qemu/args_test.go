@@ -137,7 +137,7 @@ func TestCmdline(t *testing.T) {
 	tests := []struct {
 		arch, accel, want string
 	}{
-		{"amd64", TCG, "console=ttyS0 tsc=reliable quiet a=b"},
+		{"amd64", TCG, "console=ttyS0 tsc=reliable no_timer_check quiet a=b"},
 		{"amd64", KVM, "console=ttyS0 quiet a=b"},
 		{"arm64", TCG, "console=ttyAMA0 quiet a=b"},
 	}
