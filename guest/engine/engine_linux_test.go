@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -299,6 +300,50 @@ func TestCrashOfTheEngine(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "nothing left behind", func() bool { return len(w.Leftovers()) == 0 })
+}
+
+// TestCrashInTeardown: an exit is not lost when the engine crashes between taking
+// the container down and recording it, nor the count of a policy's restarts.
+func TestCrashInTeardown(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	limited := func(n int) *apicontainer.HostConfig {
+		return &apicontainer.HostConfig{RestartPolicy: apicontainer.RestartPolicy{Name: apicontainer.RestartPolicyOnFailure, MaximumRetryCount: n}}
+	}
+	once := create(t, e, "once", nil, "sleep")
+	start(t, e, once)
+	again := create(t, e, "again", limited(1), "sleep")
+	start(t, e, again)
+	begin := time.Now()
+	e.Close()
+	for _, id := range []string{once, again} {
+		w.Signal("container/"+id, 15)
+		eventually(t, "the end without an engine", func() bool { return w.Exited("container/" + id) })
+		w.Forget(id)
+	}
+	e = w.Engine()
+	wait(t, e, once, "")
+	if s := status(t, e, once); s.Status != "exited" || s.ExitCode != 15 {
+		t.Errorf("what ended is %+v", s)
+	}
+	past, _, err := e.Journal.Subscribe(begin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(past, func(m events.Message) bool {
+		return m.Action == events.ActionDie && m.Actor.ID == once && m.Actor.Attributes["exitCode"] == "15"
+	}) {
+		t.Errorf("no event tells of the end: %v", past)
+	}
+	eventually(t, "the policy's restart", func() bool { return status(t, e, again).Status == "running" })
+	e.Close()
+	w.Signal("container/"+again, 15)
+	eventually(t, "the second end", func() bool { return w.Exited("container/" + again) })
+	e = w.Engine()
+	eventually(t, "the policy gives up", func() bool {
+		c, err := e.Inspect(ctx, again, false)
+		return err == nil && c.State.Status == "exited" && c.State.ExitCode == 15 && c.RestartCount == 1
+	})
 }
 
 func TestRebootAppliesPolicies(t *testing.T) {

@@ -94,14 +94,17 @@ func (c *Container) handleExit(pid int, status syscall.WaitStatus, at time.Time)
 	if err := st.Status.Transition(next); err != nil {
 		c.e.log.Error("exit in a wrong state", "container", c.id, "error", err)
 	}
+	if next == record.Restarting {
+		st.RestartCount++
+	}
+	// The event first: a crash in between repeats it, the other order would lose it.
+	c.event(events.ActionDie, "exitCode", strconv.Itoa(st.ExitCode), "execDuration", seconds(ran))
 	remove := next == record.Exited && c.rec.HostConfig.AutoRemove
 	if !remove {
 		c.save(false)
 	}
-	c.event(events.ActionDie, "exitCode", strconv.Itoa(st.ExitCode), "execDuration", seconds(ran))
 	c.notifyExit()
 	if next == record.Restarting {
-		st.RestartCount++
 		c.delay = time.AfterFunc(wait, func() { c.e.goRun(func() { c.restartByPolicy() }) })
 	}
 	c.mu.Unlock()

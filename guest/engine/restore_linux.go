@@ -114,8 +114,12 @@ func (e *Engine) removeLeftovers(ctx context.Context, broken []string, kept map[
 // policy wants it started. Nothing else has the engine's containers yet.
 func (c *Container) restore(ctx context.Context, entry keeper.Entry, kept bool) (again bool) {
 	st := &c.rec.State
+	sameBoot := st.Boot == c.e.opts.BootID
+	if sameBoot {
+		c.failures = st.RestartCount
+	}
 	if kept {
-		if err := c.takeUp(entry.Key, entry.Process.PID); err == nil {
+		if err := c.takeUp(entry); err == nil {
 			return false
 		} else if !errors.Is(err, errNotStarted) {
 			c.e.log.Error("cannot follow a running container: it is stopped", "container", c.id, "error", err)
@@ -147,7 +151,10 @@ func (c *Container) restore(ctx context.Context, entry keeper.Entry, kept bool) 
 	if was != st.Status {
 		c.save(false)
 	}
-	return was != record.Created && wantsRestart(c.rec.HostConfig.RestartPolicy, st.ExitCode, 0, st.Stopped)
+	if sameBoot && was == record.Restarting {
+		return true // it was decided already, and counted
+	}
+	return was != record.Created && wantsRestart(c.rec.HostConfig.RestartPolicy, st.ExitCode, st.RestartCount, st.Stopped)
 }
 
 func (c *Container) removeLater() bool {
@@ -168,13 +175,18 @@ func (c *Container) removeLater() bool {
 
 var errNotStarted = errors.New("the container was not started yet")
 
-// takeUp follows a container that ran on while there was no engine.
-func (c *Container) takeUp(key string, pid int) error {
+// takeUp follows a container that ran on while there was no engine, or that ended
+// and has not been dealt with to the end: its output is drained and its exit
+// handled like any other's.
+func (c *Container) takeUp(listed keeper.Entry) error {
 	if !c.rec.State.Status.Alive() && c.rec.State.Status != record.Created && c.rec.State.Status != record.Exited &&
 		c.rec.State.Status != record.Restarting {
 		return errNotStarted
 	}
 	task, err := c.e.opts.Runtime.Load(c.e.stateDir(), c.id)
+	if err != nil && listed.Process.Exited {
+		task, err = endedTask(listed.Process.PID), nil
+	}
 	if err != nil {
 		return err
 	}
@@ -182,7 +194,7 @@ func (c *Container) takeUp(key string, pid int) error {
 		task.Close()
 		return errNotStarted
 	}
-	entry, err := c.e.opts.Keeper.Get(key)
+	entry, err := c.e.opts.Keeper.Get(listed.Key)
 	if err != nil {
 		task.Close()
 		return err
@@ -197,6 +209,7 @@ func (c *Container) takeUp(key string, pid int) error {
 		task.Close()
 		return err
 	}
+	pid := listed.Process.PID
 	if c.log != nil {
 		if err := c.log.Open(); err != nil {
 			c.e.log.Error("log entries are lost", "container", c.id, "error", err)
@@ -211,7 +224,8 @@ func (c *Container) takeUp(key string, pid int) error {
 	defer c.mu.Unlock()
 	if !c.rec.State.Status.Alive() { // the crash came between the start and its record
 		_ = c.rec.State.Status.Transition(record.Running)
-		c.rec.State.StartedAt, c.rec.State.PID = time.Now().UTC(), pid
+		c.rec.State.StartedAt, c.rec.State.PID, c.rec.State.Boot = time.Now().UTC(), pid, c.e.opts.BootID
+		c.event(events.ActionStart)
 		c.save(true)
 	}
 	c.watch(r)

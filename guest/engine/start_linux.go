@@ -437,12 +437,12 @@ func (b *building) exec(ctx context.Context) error {
 	st := &c.rec.State
 	st.PID, st.ExitCode, st.Error, st.OOMKilled, st.Stopped = b.run_.pid, 0, "", false, false
 	st.StartedAt, st.Boot = now, b.e.opts.BootID
+	c.event(events.ActionStart)
 	if c.rec.HostConfig.AutoRemove {
 		c.saveSoon(b.run_)
 	} else {
 		c.save(!c.rec.HostConfig.RestartPolicy.IsNone()) // only a policy must know after a power cut
 	}
-	c.event(events.ActionStart)
 	c.watch(b.run_)
 	return nil
 }

@@ -467,6 +467,14 @@ func (t *task) Delete(context.Context) error {
 	return nil
 }
 
+// Forget removes what the runtime knows of a container, as an engine does that
+// crashes before it has recorded the container's end.
+func (w *World) Forget(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.tasks, id)
+}
+
 // ImageID is the identity of the world's image.
 var ImageID = digest.FromString("img")
 
