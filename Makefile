@@ -128,7 +128,7 @@ test-full: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-
 
 .PHONY: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz
 test-full-race: registry
-	@scripts/deps gcc libc6-dev
+	@scripts/deps gcc libc6-dev fish zsh
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
 test-full-oci: deps
 	@scripts/once $@ guest/oci/suite

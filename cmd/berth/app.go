@@ -169,6 +169,7 @@ machine by the docker context "berth".`,
 		names, _ := a.home.Names()
 		return names, cobra.ShellCompDirectiveNoFileComp
 	})
+	root.CompletionOptions.DisableDefaultCmd = true
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 
 	root.AddCommand(a.machineCommand(), a.daemonCommand(), a.doctorCommand(), a.trayCommand())
@@ -178,6 +179,7 @@ machine by the docker context "berth".`,
 		root.AddCommand(c)
 	}
 	a.addDocker(ctx, root)
+	root.AddCommand(a.completionCommand(root))
 	return root
 }
 
