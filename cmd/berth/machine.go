@@ -1,22 +1,18 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/moby/term"
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/berthvm/berth/host/api"
-	"github.com/berthvm/berth/host/dockercontext"
 	"github.com/berthvm/berth/host/launch"
 	"github.com/berthvm/berth/host/logfile"
 	"github.com/berthvm/berth/host/machine"
@@ -147,72 +143,6 @@ func (a *app) runRestart(ctx context.Context, timeout time.Duration) error {
 	}
 	_, err = a.start(ctx, m, timeout)
 	return err
-}
-
-func (a *app) deleteCommand() *cobra.Command {
-	var force bool
-	c := &cobra.Command{
-		Use:     "delete",
-		Short:   "Delete the machine with all its containers, images and volumes",
-		Example: "  berth delete\n  berth delete --machine work --force",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := a.machine()
-			if err != nil {
-				return err
-			}
-			if m.Name != machine.Default || m.Exists() {
-				// What a newer Berth has written can be deleted too.
-				if err := m.Check(); errors.Is(err, machine.ErrUnknown) {
-					return err
-				}
-			}
-			if !force {
-				if err := a.confirm(m); err != nil {
-					return err
-				}
-			}
-			return a.remove(cmd.Context(), m)
-		},
-	}
-	c.Flags().BoolVarP(&force, "force", "f", false, "Do not ask")
-	return c
-}
-
-// confirm asks on a terminal, and refuses elsewhere.
-func (a *app) confirm(m machine.Machine) error {
-	if a.in == nil || !term.IsTerminal(a.in.Fd()) {
-		return &codeError{exitAtRisk, fmt.Errorf("deleting machine %q deletes its containers, images and volumes: pass --force", m.Name)}
-	}
-	fmt.Fprintf(a.err, "Delete machine %q with all its containers, images and volumes? [y/N] ", m.Name)
-	answer, _ := bufio.NewReader(a.in).ReadString('\n')
-	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
-		return &codeError{exitFailure, errors.New("nothing was deleted")}
-	}
-	return nil
-}
-
-// deleteGrace is how long a guest may take to stop whose data is not wanted.
-const deleteGrace = 5 * time.Second
-
-func (a *app) remove(ctx context.Context, m machine.Machine) error {
-	if !m.Exists() {
-		if _, err := os.Stat(m.StateDir); err != nil {
-			return nil
-		}
-	}
-	lock, err := machine.WaitLock(ctx, m.StartLock()) // nobody starts it meanwhile
-	if err != nil {
-		return err
-	}
-	defer lock.Unlock()
-	if _, _, err := launch.Stop(ctx, m, deleteGrace); err != nil {
-		return fmt.Errorf("cannot stop machine %q: %w", m.Name, err)
-	}
-	if err := dockercontext.Open().Remove(m); err != nil {
-		fmt.Fprintln(a.err, "berth: warning:", err)
-	}
-	return m.Delete()
 }
 
 func (a *app) logsCommand() *cobra.Command {

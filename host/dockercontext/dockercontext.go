@@ -94,6 +94,12 @@ func (c *Contexts) works(name string) bool {
 	return err == nil && listens(hostOf(meta))
 }
 
+// Has reports whether there is a context that this machine made.
+func (c *Contexts) Has(m machine.Machine) bool {
+	meta, err := c.store.GetMetadata(m.ContextName())
+	return err == nil && markOf(meta) == m.DataDir
+}
+
 // Remove removes the machine's context. If it was the current one, docker goes
 // back to its default.
 func (c *Contexts) Remove(m machine.Machine) error {
