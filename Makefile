@@ -45,6 +45,11 @@ build: deps ## build the programs and the guest image into bin/
 	@scripts/step "building the guest image"
 	@go run ./images/build -o bin/image -version '$(VERSION)'
 
+.PHONY: dist
+dist: deps ## packages for every system into bin/dist (DIST_PLATFORMS=linux/amd64,... for some)
+	@scripts/step "building packages"
+	@go run ./scripts/dist -version '$(VERSION)' -o bin/dist -platforms '$(DIST_PLATFORMS)'
+
 .PHONY: demo
 demo: build ## build, boot the VM and run a container
 	@scripts/demo

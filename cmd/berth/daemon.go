@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -104,8 +105,8 @@ func logLevel(name string) slog.Level {
 	return l
 }
 
-// imageDir is where the guest's image is: where BERTH_IMAGE says, beside this
-// program as the Makefile leaves it, or where packages install it.
+// imageDir is where the guest's image is: where BERTH_IMAGE says, or where this
+// program was installed.
 func (a *app) imageDir() string {
 	if dir := a.getenv("BERTH_IMAGE"); dir != "" {
 		return dir
@@ -117,12 +118,22 @@ func (a *app) imageDir() string {
 	if err != nil {
 		return "image"
 	}
-	bin := filepath.Dir(self)
-	installed := filepath.Join(filepath.Dir(bin), "share", "berth", "image")
-	if _, err := os.Stat(installed); err == nil {
-		return installed
+	return findImage(filepath.Dir(self), runtime.GOARCH)
+}
+
+// findImage looks for an image beside the programs, as the Makefile and the
+// packages leave it, and where prefixes such as /usr/local have it. One directory
+// may serve two architectures.
+func findImage(bin, arch string) string {
+	prefix := filepath.Dir(bin)
+	for _, dir := range []string{bin, filepath.Join(prefix, "share", "berth"), filepath.Join(prefix, "lib", "berth")} {
+		for _, name := range []string{"image-" + arch, "image"} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				return filepath.Join(dir, name)
+			}
+		}
 	}
-	return filepath.Join(bin, "image")
+	return filepath.Join(bin, "image") // the error says that nothing is there
 }
 
 // hostProxy reads the usual variables.
