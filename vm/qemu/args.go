@@ -18,6 +18,7 @@ type spec struct {
 	arch    string // GOARCH
 	accel   string // KVM, HVF, WHPX or TCG
 	cpu     string // the model
+	tscKHz  int    // of the host's time-stamp counter; 0 when it is not known
 	serial  bool   // a serial port in place of what needs vhost-user
 	sandbox bool
 	plugs   plugs
@@ -134,6 +135,9 @@ func cmdline(s spec) []string {
 		// tries whether the timer interrupts, and panics when a busy host keeps the
 		// machine from running meanwhile.
 		args = append(args, "tsc=reliable", "no_timer_check")
+		if s.tscKHz > 0 {
+			args = append(args, fmt.Sprintf("tsc_early_khz=%d", s.tscKHz))
+		}
 	}
 	if s.serial {
 		args = append(args, muxed.Param)

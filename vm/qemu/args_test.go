@@ -135,14 +135,17 @@ func TestDiskArgs(t *testing.T) {
 
 func TestCmdline(t *testing.T) {
 	tests := []struct {
-		arch, accel, want string
+		arch, accel string
+		tscKHz      int
+		want        string
 	}{
-		{"amd64", TCG, "console=ttyS0 tsc=reliable no_timer_check quiet a=b"},
-		{"amd64", KVM, "console=ttyS0 quiet a=b"},
-		{"arm64", TCG, "console=ttyAMA0 quiet a=b"},
+		{"amd64", TCG, 2500000, "console=ttyS0 tsc=reliable no_timer_check tsc_early_khz=2500000 quiet a=b"},
+		{"amd64", TCG, 0, "console=ttyS0 tsc=reliable no_timer_check quiet a=b"},
+		{"amd64", KVM, 2500000, "console=ttyS0 quiet a=b"},
+		{"arm64", TCG, 2500000, "console=ttyAMA0 quiet a=b"},
 	}
 	for _, tt := range tests {
-		s := spec{cfg: vm.Config{Cmdline: []string{"quiet", "a=b"}}, arch: tt.arch, accel: tt.accel}
+		s := spec{cfg: vm.Config{Cmdline: []string{"quiet", "a=b"}}, arch: tt.arch, accel: tt.accel, tscKHz: tt.tscKHz}
 		if got := strings.Join(cmdline(s), " "); got != tt.want {
 			t.Errorf("%s %s: cmdline = %q, want %q", tt.arch, tt.accel, got, tt.want)
 		}

@@ -133,7 +133,7 @@ func TestDevices(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tt.order, got, tt.want)
 		}
 	}
-	if got := order("cmdline"); !strings.Contains(got, "tsc=reliable no_timer_check quiet") {
+	if got := order("cmdline"); !strings.Contains(got, "tsc=reliable no_timer_check tsc_early_khz=") {
 		t.Errorf("the kernel's command line is %q", got)
 	}
 	var st syscall.Stat_t

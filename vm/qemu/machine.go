@@ -196,7 +196,7 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 		c.closeOurs()
 		return nil, m.verdict
 	}
-	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, serial: m.serial, sandbox: m.host.program.sandbox, plugs: c.plugs}
+	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, tscKHz: counterKHz(), serial: m.serial, sandbox: m.host.program.sandbox, plugs: c.plugs}
 	m.log.Debug("starting QEMU", "path", m.host.program.path, "args", s.argv())
 	proc, err := launch(m.host.program.path, s.argv(), c.theirs, m.dir)
 	c.closeTheirs()
