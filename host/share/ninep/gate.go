@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/hugelgupf/p9/linux"
 )
@@ -19,6 +20,9 @@ const (
 	// maxWaiting is how many requests are served at once: the library starts a
 	// goroutine for each, and would do so for a guest that reads no answers.
 	maxWaiting = 128
+
+	// settle is how long the end of a connection is held back.
+	settle = 50 * time.Millisecond
 
 	headSize  = 7        // size, type, tag
 	keepReply = 16 << 10 // the largest buffer that is kept for the next answer
@@ -68,6 +72,9 @@ func (g *gate) attached() uint32 {
 func (g *gate) Read(p []byte) (int, error) {
 	if len(g.left) == 0 && g.body == 0 {
 		if err := g.next(); err != nil {
+			// The library would not wait for a goroutine that it has started and that
+			// has not run yet.
+			time.Sleep(settle)
 			return 0, err
 		}
 	}
