@@ -192,7 +192,7 @@ func TestReproducible(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, name := range []string{images.ManifestName, "vmlinux", "initramfs", "root.erofs"} {
+	for _, name := range []string{images.ManifestName, "vmlinux", "bzImage", "initramfs", "root.erofs"} {
 		a, errA := os.ReadFile(filepath.Join(first.Dir, name))
 		b, errB := os.ReadFile(filepath.Join(dir, "image", name))
 		if errA != nil || errB != nil || !bytes.Equal(a, b) {

@@ -54,11 +54,12 @@ type Manifest struct {
 // Role says what a File is for.
 type Role string
 
-// The roles. An image has one file of each.
+// The roles. An image has one file of each, but for RoleBzImage, which amd64's has.
 const (
-	RoleKernel Role = "kernel" // amd64: a plain ELF vmlinux, booted by PVH; arm64: a raw Image
-	RoleInitrd Role = "initrd" // an uncompressed cpio archive
-	RoleRoot   Role = "root"   // an erofs image, for the disk with RootSerial
+	RoleKernel  Role = "kernel"  // amd64: a plain ELF vmlinux, booted by PVH; arm64: a raw Image
+	RoleBzImage Role = "bzimage" // the same kernel as distributions ship it, for Virtualization.framework
+	RoleInitrd  Role = "initrd"  // an uncompressed cpio archive
+	RoleRoot    Role = "root"    // an erofs image, for the disk with RootSerial
 )
 
 // The guest finds its disks by these serials.
@@ -87,6 +88,7 @@ type Image struct {
 	Manifest Manifest
 	Dir      string   // absolute
 	Kernel   string   // absolute paths
+	BzImage  string   // empty where there is none
 	Initrd   string   //
 	Root     string   //
 	Cmdline  []string // of the manifest
@@ -117,8 +119,11 @@ func Open(dir string) (*Image, error) {
 	for _, want := range []struct {
 		role Role
 		path *string
-	}{{RoleKernel, &image.Kernel}, {RoleInitrd, &image.Initrd}, {RoleRoot, &image.Root}} {
+	}{{RoleKernel, &image.Kernel}, {RoleBzImage, &image.BzImage}, {RoleInitrd, &image.Initrd}, {RoleRoot, &image.Root}} {
 		name, err := m.file(want.role)
+		if want.role == RoleBzImage && errors.Is(err, errNoFile) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s in %s: %v: %s", ErrCorrupt, ManifestName, dir, err, remedy)
 		}
@@ -129,6 +134,9 @@ func Open(dir string) (*Image, error) {
 	}
 	return image, nil
 }
+
+// errNoFile says that the manifest has no file with a role.
+var errNoFile = errors.New("no file")
 
 // file returns the name of the one file with the role.
 func (m Manifest) file(role Role) (string, error) {
@@ -145,7 +153,7 @@ func (m Manifest) file(role Role) (string, error) {
 		}
 	}
 	if name == "" {
-		return "", fmt.Errorf("no file for %s", role)
+		return "", fmt.Errorf("%w for %s", errNoFile, role)
 	}
 	return name, nil
 }

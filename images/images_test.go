@@ -52,6 +52,17 @@ func TestOpen(t *testing.T) {
 		image.Root != filepath.Join(dir, "root.erofs") || image.Cmdline[0] != "quiet" || image.Manifest.Version != "1" {
 		t.Errorf("got %+v", image)
 	}
+	if image.BzImage != "" {
+		t.Errorf("an image without a bzImage has %s", image.BzImage)
+	}
+	dir = writeImage(t, func(m *images.Manifest) {
+		bzImage := m.Files[0]
+		bzImage.Role = images.RoleBzImage
+		m.Files = append(m.Files, bzImage)
+	})
+	if image, err = images.Open(dir); err != nil || image.BzImage != filepath.Join(dir, "vmlinux") {
+		t.Errorf("got %+v, %v", image, err)
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {

@@ -12,10 +12,10 @@ import (
 	"github.com/berthvm/berth/vm/hyperv/elevated"
 )
 
-// newDriver picks Hyper-V, unless the user wants emulation. An elevated process
+// newDriver picks Hyper-V, unless the user wants what only QEMU does. An elevated process
 // starts its machines itself.
 func newDriver(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver {
-	if c.Acceleration == machine.AccelerationNone {
+	if c.Acceleration == machine.AccelerationNone || c.Streams == machine.StreamsSerial {
 		return newQEMU(m, c, log)
 	}
 	service := elevated.Client()

@@ -44,7 +44,7 @@ func openImage(_ context.Context, dir string) (daemon.Image, error) {
 	return daemon.Image{
 		Version: image.Manifest.Version,
 		Arch:    image.Manifest.Arch,
-		Kernel:  image.Kernel,
+		Kernel:  kernelOf(image),
 		Initrd:  image.Initrd,
 		Cmdline: image.Cmdline,
 		Root:    image.Root,

@@ -156,6 +156,12 @@ func (m *machine) startEngine() error {
 			m.log.Error("cannot load modules", "err", err)
 		}
 		m.mountShares(serves)
+		if m.hw.rosetta {
+			err := m.phases.run("rosetta", func() error { return errors.Join(loadCore(serves, "virtiofs", "rosetta"), useRosetta()) })
+			if err != nil {
+				m.log.Warn("programs for amd64 are not run by Rosetta", "err", err)
+			}
+		}
 	}()
 	return err
 }

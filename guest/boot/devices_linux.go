@@ -25,6 +25,7 @@ type hypervisor struct {
 	cable   bool             // the network is a stream
 	mac     net.HardwareAddr // of the cable's tap
 	disks   []string         // serials of SCSI disks by LUN
+	rosetta bool             // may have its folder attached
 	restart bool             // has to be announced
 }
 
@@ -33,6 +34,7 @@ func readHypervisor(cmdline string) hypervisor {
 		hyperV: devices.Has(cmdline, devices.HyperV),
 		cable:  devices.Has(cmdline, devices.Cable), mac: devices.FindMAC(cmdline),
 		disks: devices.FindDisks(cmdline), restart: devices.Has(cmdline, devices.Restart),
+		rosetta: devices.Has(cmdline, devices.Rosetta),
 	}
 }
 

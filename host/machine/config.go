@@ -27,6 +27,9 @@ type Config struct {
 	Autostart    bool     `yaml:"autostart" json:"autostart"`
 	Acceleration string   `yaml:"acceleration" json:"acceleration"`
 	Streams      string   `yaml:"streams" json:"streams"`
+	DiskSync     string   `yaml:"disk-sync" json:"diskSync"`
+	Rosetta      bool     `yaml:"rosetta" json:"rosetta"`
+	Nested       bool     `yaml:"nested" json:"nested"`
 	StartTimeout Duration `yaml:"start-timeout" json:"startTimeout"`
 	StopTimeout  Duration `yaml:"stop-timeout" json:"stopTimeout"`
 	DNS          []string `yaml:"dns,omitempty" json:"dns,omitempty"`
@@ -60,6 +63,12 @@ const (
 	StreamsSerial = "serial" // QEMU's serial port and folders by 9P, as on macOS and Windows
 )
 
+// The values that DiskSync takes: what a machine's flush of its disk means on macOS.
+const (
+	DiskSyncFull  = "full"  // it is on the medium
+	DiskSyncFsync = "fsync" // faster; it survives a crash of programs, not a power cut
+)
+
 // defaultConfig is what a new machine's file says. Every value is the default,
 // so that a later Berth can choose better ones.
 const defaultConfig = `# The configuration of a Berth machine; it is read when the machine starts.
@@ -71,6 +80,9 @@ const defaultConfig = `# The configuration of a Berth machine; it is read when t
 #autostart: true         # docker's commands start the machine
 #acceleration: auto      # or none: pure emulation
 #streams: auto           # or serial: between host and machine as QEMU does it on macOS and Windows; slower
+#disk-sync: full         # or fsync on macOS: faster, and what was written last does not survive a power cut of the host
+#rosetta: true           # on Apple silicon: programs for amd64 run by Rosetta, if it is installed
+#nested: false           # macOS 15 on M3 and newer: machines within the machine
 #start-timeout: 5m
 #stop-timeout: 1m
 #dns: [192.0.2.53]       # instead of the host's resolvers
@@ -88,6 +100,8 @@ func DefaultConfig() Config {
 		Autostart:    true,
 		Acceleration: AccelerationAuto,
 		Streams:      StreamsAuto,
+		DiskSync:     DiskSyncFull,
+		Rosetta:      true,
 		StartTimeout: Duration(5 * time.Minute),
 		StopTimeout:  Duration(time.Minute),
 		Shares:       defaultShares(),
@@ -149,6 +163,8 @@ func (c Config) check() (key string, err error) {
 		return "acceleration", fmt.Errorf("%q is neither auto nor none", c.Acceleration)
 	case c.Streams != StreamsAuto && c.Streams != StreamsSerial:
 		return "streams", fmt.Errorf("%q is neither auto nor serial", c.Streams)
+	case c.DiskSync != DiskSyncFull && c.DiskSync != DiskSyncFsync:
+		return "disk-sync", fmt.Errorf("%q is neither full nor fsync", c.DiskSync)
 	case c.StartTimeout < Duration(time.Second):
 		return "start-timeout", errors.New("less than a second")
 	case c.StopTimeout < Duration(time.Second):

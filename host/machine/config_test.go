@@ -53,6 +53,7 @@ func TestConfigErrors(t *testing.T) {
 		{"autostart: true\nmemory: 1MiB\n", "f:2: memory: 1MiB is not between 256MiB"},
 		{"disk: 1073741825\n", "f:1: disk: 1073741825 is not a multiple"},
 		{"disk: 1MiB\n", "f:1: disk: "},
+		{"disk-sync: never\n", `f:1: disk-sync: "never" is neither`},
 		{"streams: paper\n", `f:1: streams: "paper" is neither`},
 		{"acceleration: warp\n", `f:1: acceleration: "warp" is neither`},
 		{"dns: [nowhere]\n", `f:1: dns: "nowhere" is not an IP address`},

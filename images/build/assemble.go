@@ -71,14 +71,18 @@ func assemble(ctx context.Context, s settings, tree, work, out string) (images.M
 		m.Packages = append(m.Packages, images.Package{Name: p.Name, Version: p.Version, SHA256: p.SHA256})
 	}
 	kernelName := map[string]string{"amd64": "vmlinux", "arm64": "Image"}[s.arch]
-	steps := []struct {
+	type step struct {
 		role images.Role
 		name string
 		make func(path string) error
-	}{
+	}
+	steps := []step{
 		{images.RoleKernel, kernelName, func(p string) error { return writeKernel(s.arch, bzImage, p) }},
 		{images.RoleInitrd, "initramfs", func(p string) error { return writeInitramfs(modules, programs["berth-init"], p) }},
 		{images.RoleRoot, "root.erofs", func(p string) error { return writeRoot(ctx, s, tree, work, release, modules, programs, p) }},
+	}
+	if s.arch == "amd64" {
+		steps = append(steps, step{images.RoleBzImage, "bzImage", func(p string) error { return copyFile(bzImage, p) }})
 	}
 	for _, step := range steps {
 		note("making %s", step.name)
@@ -129,6 +133,14 @@ func writeKernel(arch, source, path string) error {
 		}
 	}
 	return os.WriteFile(path, data, 0o644)
+}
+
+func copyFile(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o644)
 }
 
 // writeInitramfs writes PID 1 and the modules that it needs before it has a

@@ -8,7 +8,7 @@ import (
 
 	"github.com/Code-Hex/vz/v3"
 
-	"github.com/berthvm/berth/vm"
+	"github.com/berthvm/berth/guest/wire/devices"
 )
 
 // configure describes a machine in the framework's terms.
@@ -32,7 +32,7 @@ func configure(s spec) (*vz.VirtualMachineConfiguration, error) {
 		{"platform", setPlatform},
 		{"disks", setDisks},
 		{"network", setNetwork},
-		{"shares", setShares},
+		{"Rosetta", setRosetta},
 		{"console", setConsole},
 		{"vsock", setVsock},
 		{"memory balloon", setBalloon},
@@ -127,48 +127,23 @@ func setNetwork(cfg *vz.VirtualMachineConfiguration, s spec) error {
 	return nil
 }
 
-func setShares(cfg *vz.VirtualMachineConfiguration, s spec) error {
-	var devices []vz.DirectorySharingDeviceConfiguration
-	for _, share := range s.shares {
-		device, err := shareDevice(share)
-		if err != nil {
-			return fmt.Errorf("%s: %w", share.Path, err)
-		}
-		devices = append(devices, device)
+// setRosetta attaches the one folder that the framework serves. All others would
+// show Berth's own files to the guest, so they are served over streams.
+func setRosetta(cfg *vz.VirtualMachineConfiguration, s spec) error {
+	if !s.rosetta {
+		return nil
 	}
-	if s.rosetta {
-		rosetta, err := rosettaShare()
-		if err != nil {
-			return fmt.Errorf("Rosetta: %w", err)
-		}
-		if rosetta != nil {
-			device, err := vz.NewVirtioFileSystemDeviceConfiguration(RosettaTag)
-			if err != nil {
-				return fmt.Errorf("Rosetta: %w", err)
-			}
-			device.SetDirectoryShare(rosetta)
-			devices = append(devices, device)
-		}
+	share, err := rosettaShare()
+	if err != nil || share == nil {
+		return err
 	}
-	cfg.SetDirectorySharingDevicesVirtualMachineConfiguration(devices)
+	device, err := vz.NewVirtioFileSystemDeviceConfiguration(devices.RosettaTag)
+	if err != nil {
+		return err
+	}
+	device.SetDirectoryShare(share)
+	cfg.SetDirectorySharingDevicesVirtualMachineConfiguration([]vz.DirectorySharingDeviceConfiguration{device})
 	return nil
-}
-
-func shareDevice(s vm.Share) (*vz.VirtioFileSystemDeviceConfiguration, error) {
-	folder, err := vz.NewSharedDirectory(s.Path, s.ReadOnly)
-	if err != nil {
-		return nil, err
-	}
-	single, err := vz.NewSingleDirectoryShare(folder)
-	if err != nil {
-		return nil, err
-	}
-	device, err := vz.NewVirtioFileSystemDeviceConfiguration(s.Tag)
-	if err != nil {
-		return nil, err
-	}
-	device.SetDirectoryShare(single)
-	return device, nil
 }
 
 func setConsole(cfg *vz.VirtualMachineConfiguration, s spec) error {

@@ -46,7 +46,6 @@ type spec struct {
 	cmdline     string
 	disks       []vm.Disk
 	sync        Sync
-	shares      []vm.Share
 	rosetta     bool
 	nested      bool
 	identifier  string // file, may be empty

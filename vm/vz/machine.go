@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berthvm/berth/guest/wire/devices"
 	"github.com/berthvm/berth/guest/wire/framed"
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/hub"
@@ -186,15 +187,18 @@ func (c *cables) open(s *spec, network vm.Network) error {
 // spec describes the machine to the framework.
 func (m *machine) spec() spec {
 	o := m.driver.opts
+	parameters := []string{"console=hvc0", framed.Param}
+	if o.Rosetta {
+		parameters = append(parameters, devices.Rosetta)
+	}
 	s := spec{
 		cpus:        uint(m.cfg.CPUs),
 		memoryBytes: uint64(m.cfg.MemoryMiB) << 20,
 		kernel:      m.cfg.Kernel,
 		initrd:      m.cfg.Initrd,
-		cmdline:     strings.Join(append([]string{"console=hvc0", framed.Param}, m.cfg.Cmdline...), " "),
+		cmdline:     strings.Join(append(parameters, m.cfg.Cmdline...), " "),
 		disks:       m.cfg.Disks,
 		sync:        SyncFull,
-		shares:      m.cfg.Shares,
 		rosetta:     o.Rosetta,
 		nested:      o.Nested,
 	}

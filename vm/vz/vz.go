@@ -16,6 +16,13 @@
 // guest/wire/framed: the driver sets that package's kernel parameter, frames every
 // stream, and takes the guest's call to framed.BootPort for its restart.
 //
+// # Folders
+//
+// The framework's own virtiofs would show Berth's files to the guest wherever a
+// shared folder holds them, so New refuses shares (Caps.Folders), and folders are
+// served over streams. Rosetta's folder is the exception: the framework makes it,
+// and the guest is told by a kernel parameter (guest/wire/devices).
+//
 // # Disks
 //
 // Raw images, cached by the host. A guest's flush reaches the medium (SyncFull).
@@ -58,13 +65,10 @@ const (
 type Options struct {
 	Sync     Sync         // empty is SyncFull
 	StateDir string       // keeps the machine's identifier from run to run; empty makes a new one each time
-	Rosetta  bool         // attach Rosetta's folder under RosettaTag where it is installed (Apple silicon)
+	Rosetta  bool         // attach Rosetta's folder where it is installed (Apple silicon)
 	Nested   bool         // let the guest run machines of its own where that is supported (M3, macOS 15)
 	Log      *slog.Logger // nil drops what would be logged
 }
-
-// RosettaTag is the virtiofs tag of the folder that holds Rosetta for Linux.
-const RosettaTag = "berth-rosetta"
 
 // Driver implements vm.Driver.
 type Driver struct {
@@ -110,7 +114,7 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 	switch d.opts.Sync {
 	case "", SyncFull, SyncFsync:
 	default:
-		return nil, fmt.Errorf("disk.sync: %q is neither %s nor %s", d.opts.Sync, SyncFull, SyncFsync)
+		return nil, fmt.Errorf("disk-sync: %q is neither %s nor %s", d.opts.Sync, SyncFull, SyncFsync)
 	}
 	if err := d.fw.limits().check(cfg); err != nil {
 		return nil, err
@@ -119,9 +123,7 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 		return nil, err
 	}
 	for _, s := range cfg.Shares {
-		if s.Tag == RosettaTag {
-			return nil, fmt.Errorf("share %q: the tag is Rosetta's", s.Tag)
-		}
+		return nil, fmt.Errorf("share %q: machines of this driver have no device for shared folders", s.Tag)
 	}
 	if err := d.fw.checkKernel(cfg.Kernel); err != nil {
 		return nil, err

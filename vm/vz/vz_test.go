@@ -15,7 +15,7 @@ import (
 func TestSpec(t *testing.T) {
 	d := newDriver(Options{StateDir: "/state", Rosetta: true}, nil)
 	s := newMachine(d, vm.Config{CPUs: 3, MemoryMiB: 1024, Cmdline: []string{"quiet", "root=/dev/vda"}}).spec()
-	if s.cmdline != "console=hvc0 berth.streams=framed quiet root=/dev/vda" || !framed.Requested(s.cmdline) {
+	if s.cmdline != "console=hvc0 berth.streams=framed berth.rosetta=virtiofs quiet root=/dev/vda" || !framed.Requested(s.cmdline) {
 		t.Errorf("command line %q", s.cmdline)
 	}
 	if s.cpus != 3 || s.memoryBytes != 1<<30 || s.sync != SyncFull || !s.rosetta || s.nested {
@@ -25,7 +25,7 @@ func TestSpec(t *testing.T) {
 		t.Errorf("identifier in %q", s.identifier)
 	}
 	d = newDriver(Options{Sync: SyncFsync}, nil)
-	if s := newMachine(d, vm.Config{}).spec(); s.sync != SyncFsync || s.identifier != "" {
+	if s := newMachine(d, vm.Config{}).spec(); s.sync != SyncFsync || s.identifier != "" || strings.Contains(s.cmdline, "rosetta") {
 		t.Errorf("spec %+v", s)
 	}
 }
@@ -134,13 +134,12 @@ func TestNewRefuses(t *testing.T) {
 	}
 	good := vm.Config{Name: "m", CPUs: 1, MemoryMiB: 256, Kernel: kernel}
 	for name, change := range map[string]func(*vm.Config, *Options){
-		"kernel":  func(c *vm.Config, _ *Options) { c.Kernel = kernel + "x" },
-		"initrd":  func(c *vm.Config, _ *Options) { c.Initrd = filepath.Dir(kernel) },
-		"disk":    func(c *vm.Config, _ *Options) { c.Disks = []vm.Disk{{Path: kernel + "x"}} },
-		"share":   func(c *vm.Config, _ *Options) { c.Shares = []vm.Share{{Tag: "a", Path: kernel}} },
-		"Rosetta": func(c *vm.Config, _ *Options) { c.Shares = []vm.Share{{Tag: RosettaTag, Path: filepath.Dir(kernel)}} },
-		"cpus":    func(c *vm.Config, _ *Options) { c.CPUs = 99 },
-		"sync":    func(_ *vm.Config, o *Options) { o.Sync = "none" },
+		"kernel": func(c *vm.Config, _ *Options) { c.Kernel = kernel + "x" },
+		"initrd": func(c *vm.Config, _ *Options) { c.Initrd = filepath.Dir(kernel) },
+		"disk":   func(c *vm.Config, _ *Options) { c.Disks = []vm.Disk{{Path: kernel + "x"}} },
+		"share":  func(c *vm.Config, _ *Options) { c.Shares = []vm.Share{{Tag: "a", Path: filepath.Dir(kernel)}} },
+		"cpus":   func(c *vm.Config, _ *Options) { c.CPUs = 99 },
+		"sync":   func(_ *vm.Config, o *Options) { o.Sync = "none" },
 	} {
 		cfg, o := good, Options{}
 		change(&cfg, &o)

@@ -21,6 +21,12 @@
 // HyperV says that this is the hypervisor, whose drivers the guest loads instead
 // of virtio's.
 //
+// # Rosetta
+//
+// Rosetta says that there is a virtiofs device, tagged RosettaTag, whose folder
+// holds Apple's interpreter of programs for amd64. Where the user has not installed
+// that, the device is missing.
+//
 // # Restart
 //
 // Restart says that the hypervisor ends the machine when the guest restarts
@@ -44,10 +50,14 @@ const (
 	HyperV  = "berth.hypervisor=hyperv"
 	Cable   = "berth.network=stream"
 	Restart = "berth.restart=announced"
+	Rosetta = "berth.rosetta=virtiofs"
 
 	mac   = "berth.mac="
 	disks = "berth.disks="
 )
+
+// RosettaTag is the tag of Rosetta's folder.
+const RosettaTag = "berth-rosetta"
 
 // The host's vsock ports, see the package doc.
 const (
