@@ -32,7 +32,7 @@ func (a *app) machineCommand() *cobra.Command {
 		},
 	}
 	c.AddCommand(a.startCommand(), a.stopCommand(), a.restartCommand(), a.statusCommand(), a.deleteCommand(),
-		a.listCommand(), a.sshCommand(), a.logsCommand(), a.configCommand())
+		a.listCommand(), a.sshCommand(), a.logsCommand(), a.configCommand(), a.pauseCommand(), a.resumeCommand())
 	return c
 }
 
@@ -70,6 +70,51 @@ func (a *app) runStart(ctx context.Context, timeout time.Duration) error {
 	}
 	_, err = a.start(ctx, m, timeout)
 	return err
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "pause",
+		Short: "Freeze the machine, until somebody uses it",
+		Long: `Freeze the machine: its containers stop where they are and take no CPU, but keep
+their memory. "berth machine resume" sets it going again, and so does whoever
+connects to it, such as any of docker's commands.`,
+		Example: "  berth machine pause",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.freeze(cmd.Context(), "pause", (*api.Client).Pause)
+		},
+	}
+}
+
+func (a *app) resumeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "resume",
+		Short:   "Set a paused machine going again",
+		Example: "  berth machine resume",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.freeze(cmd.Context(), "resume", (*api.Client).Resume)
+		},
+	}
+}
+
+func (a *app) freeze(ctx context.Context, what string, call func(*api.Client, context.Context) error) error {
+	m, err := a.existing()
+	if err != nil {
+		return err
+	}
+	s, err := launch.Status(ctx, m)
+	if err != nil {
+		return err
+	}
+	if !s.State.Alive() {
+		return notRunning(m.Name)
+	}
+	if err := call(api.NewClient(m.APIAddress()), ctx); err != nil {
+		return fmt.Errorf("cannot %s machine %q: %w", what, m.Name, err)
+	}
+	return nil
 }
 
 func (a *app) stopCommand() *cobra.Command {

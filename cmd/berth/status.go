@@ -87,6 +87,9 @@ func (a *app) statusTable(s api.Status) error {
 		}
 	}
 	state := string(s.State)
+	if s.Paused {
+		state += ", paused"
+	}
 	if !s.Since.IsZero() {
 		state += ", for " + units.HumanDuration(time.Since(s.Since))
 	}

@@ -8,6 +8,8 @@
 //	GET  /v1/progress  the start so far and as it goes on: one Event a line, the last has End
 //	POST /v1/cancel    gives up a start, unless somebody else follows it too
 //	POST /v1/stop      answers with the last Status when the machine is off
+//	POST /v1/pause     freezes the machine; whoever connects to it sets it going again
+//	POST /v1/resume    likewise
 //	GET  /v1/logs      text: source=daemon or console, tail=N lines, follow=true
 //	GET  /v1/watch     one Snapshot a line, the first at once and one for each change
 //	GET  /v1/usage     Usage
@@ -57,7 +59,9 @@ type Status struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since,omitzero"` // when it got into the state
 	PID   int       `json:"pid,omitempty"`  // of the daemon
-	Phase string    `json:"phase,omitempty"`
+	// Paused says that a Running machine's CPUs are frozen.
+	Paused bool   `json:"paused,omitempty"`
+	Phase  string `json:"phase,omitempty"`
 
 	Version      string `json:"version,omitempty"` // of the daemon
 	Driver       string `json:"driver,omitempty"`

@@ -21,7 +21,7 @@ type backend struct {
 	stop   func(context.Context) (api.Status, error)
 
 	usage   api.Usage
-	err     error  // of Usage and StopContainer
+	err     error  // of Usage, StopContainer, Pause and Resume
 	stopped string // the container
 }
 
@@ -48,6 +48,14 @@ func (b *backend) Watch(_ context.Context, emit func(api.Snapshot) error) error 
 		}
 	}
 	return nil
+}
+func (b *backend) Pause(context.Context) error {
+	b.status.Paused = b.err == nil
+	return b.err
+}
+func (b *backend) Resume(context.Context) error {
+	b.status.Paused = false
+	return b.err
 }
 func (b *backend) Usage(context.Context) (api.Usage, error) { return b.usage, b.err }
 func (b *backend) StopContainer(_ context.Context, id string) error {
@@ -153,6 +161,24 @@ func TestUsage(t *testing.T) {
 	b.err = errors.New("the machine is not up")
 	if _, err := c.Usage(t.Context()); err == nil || err.Error() != "the machine is not up" {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestPause(t *testing.T) {
+	b := &backend{}
+	c := serve(t, api.NewHandler(b))
+	if err := c.Pause(t.Context()); err != nil || !b.status.Paused {
+		t.Errorf("Pause: %v, %+v", err, b.status)
+	}
+	if s, err := c.Status(t.Context()); err != nil || !s.Paused {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := c.Resume(t.Context()); err != nil || b.status.Paused {
+		t.Errorf("Resume: %v, %+v", err, b.status)
+	}
+	b.err = errors.New("this one cannot")
+	if err := c.Pause(t.Context()); err == nil || err.Error() != b.err.Error() {
+		t.Errorf("Pause of a machine that cannot: %v", err)
 	}
 }
 

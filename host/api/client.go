@@ -109,6 +109,16 @@ func (c *Client) Cancel(ctx context.Context) error {
 	return c.call(ctx, "POST", "/v1/cancel", nil, nil)
 }
 
+// Pause freezes the machine, until Resume or until somebody connects to it.
+func (c *Client) Pause(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/pause", nil, nil)
+}
+
+// Resume sets the machine going again.
+func (c *Client) Resume(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/resume", nil, nil)
+}
+
 // Stop switches the machine off, politely for at most timeout.
 func (c *Client) Stop(ctx context.Context, timeout time.Duration) (Status, error) {
 	var s Status

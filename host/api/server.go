@@ -22,6 +22,9 @@ type Backend interface {
 	// Stop returns when the machine is off. Its ctx bounds the politeness: when
 	// it ends the plug is pulled.
 	Stop(ctx context.Context) (Status, error)
+	// Pause freezes the machine, and Resume sets it going again.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
 	Logs(ctx context.Context, q LogQuery, w io.Writer) error
 	// Watch calls emit with the machine as it is now and after each change, until
 	// the machine is off, which is the last, or ctx ends or emit fails.
@@ -65,6 +68,15 @@ func NewHandler(b Backend) http.Handler {
 		b.Cancel()
 		w.WriteHeader(http.StatusNoContent)
 	})
+	for path, do := range map[string]func(context.Context) error{"POST /v1/pause": b.Pause, "POST /v1/resume": b.Resume} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			if err := do(r.Context()); err != nil {
+				fail(w, http.StatusConflict, err)
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
+		})
+	}
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		timeout, err := time.ParseDuration(r.FormValue("timeout"))
 		if err != nil || timeout < 0 || timeout > maxStop {

@@ -157,6 +157,8 @@ type daemon struct {
 	over     chan struct{} // closed when the machine is off and the last state is set
 	end      context.CancelCauseFunc
 
+	freezing sync.Mutex // serializes pauses; before mu
+
 	mu      sync.Mutex      // guards below
 	polite  context.Context // bounds the polite part of a stop; nil before one
 	machine vm.Machine      // that has been powered on; nil before and after

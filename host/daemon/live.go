@@ -259,6 +259,9 @@ func (d *daemon) dialer(m vm.Machine, port uint32) func(context.Context) (net.Co
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		if err := d.wake(ctx); err != nil {
+			return nil, err
+		}
 		return m.Dial(ctx, port)
 	}
 }
@@ -332,10 +335,13 @@ func (d *daemon) watch(ctx, start context.Context, m vm.Machine) error {
 
 // sendTime sets the guest's clock, which stood still while this host slept.
 func (d *daemon) sendTime(ctx context.Context) {
+	if d.progress.get().Paused {
+		return // it is told when it goes on
+	}
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	err := d.hello.session().order(ctx, wire.Order{Op: wire.OpTime, Time: time.Now()})
-	d.log.Info("the host's clock has jumped: told the guest", "error", err)
+	d.log.Info("told the guest the time", "error", err)
 }
 
 func (d *daemon) up(s *session) {
@@ -379,6 +385,9 @@ func (d *daemon) shutdown(ctx context.Context, m vm.Machine, off <-chan error) e
 		var cancel context.CancelFunc
 		polite, cancel = context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		defer cancel()
+	}
+	if err := d.wake(polite); err != nil {
+		d.log.Warn("the paused machine does not go on", "error", err)
 	}
 	if !errors.Is(cause, errCanceled) {
 		d.progress.transition(api.Stopping, nil)

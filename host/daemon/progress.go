@@ -42,7 +42,7 @@ func (p *progress) transition(to api.State, err error) {
 	if to == api.Starting {
 		p.began, s.Start, s.Engine = time.Now(), nil, nil
 	}
-	s.State, s.Since, s.Phase = to, time.Now(), ""
+	s.State, s.Since, s.Phase, s.Paused = to, time.Now(), "", false
 	s.LastError, s.LastErrorKind = "", ""
 	if err != nil {
 		s.LastError, s.LastErrorKind = err.Error(), KindOf(err)

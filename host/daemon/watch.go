@@ -24,8 +24,12 @@ func (d *daemon) guest() (inside.Guest, error) {
 	d.mu.Lock()
 	m := d.machine
 	d.mu.Unlock()
-	if m == nil || d.progress.get().State != api.Running {
+	s := d.progress.get()
+	switch {
+	case m == nil || s.State != api.Running:
 		return inside.Guest{}, errNotUp
+	case s.Paused:
+		return inside.Guest{}, errPaused
 	}
 	return inside.Guest{Dial: func(ctx context.Context, port uint32) (net.Conn, error) { return m.Dial(ctx, port) }}, nil
 }
@@ -95,7 +99,7 @@ func (d *daemon) Watch(ctx context.Context, emit func(api.Snapshot) error) error
 
 // differs leaves out what changes by itself, such as the disk's use.
 func differs(a, b api.Snapshot) bool {
-	return a.Status.State != b.Status.State || a.Status.Phase != b.Status.Phase || a.Status.Since != b.Status.Since ||
+	return a.Status.State != b.Status.State || a.Status.Paused != b.Status.Paused || a.Status.Phase != b.Status.Phase || a.Status.Since != b.Status.Since ||
 		a.Status.LastError != b.Status.LastError || engineDiffers(a.Status.Engine, b.Status.Engine) ||
 		!slices.EqualFunc(a.Containers, b.Containers, func(a, b api.Container) bool {
 			return a.ID == b.ID && a.Name == b.Name && a.State == b.State && slices.Equal(a.Ports, b.Ports)

@@ -292,6 +292,48 @@ func TestFrozen(t *testing.T) {
 }
 
 // TestBadKernel checks that a file that is no kernel is a clear error.
+// TestPause freezes a machine: what it was asked is answered once it goes on.
+func TestPause(t *testing.T) {
+	for name, o := range map[string]Options{"vsock": {}, "serial": {Serial: true}} {
+		t.Run(name, func(t *testing.T) {
+			m, order := realMachine(t, New(o), guestConfig(t))
+			c, err := m.Dial(t.Context(), testguest.PortEcho)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			for range 2 { // a paused machine can be paused
+				if err := m.Pause(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("a paused machine answers: %v", err)
+			}
+			for range 2 {
+				if err := m.Resume(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.SetReadDeadline(time.Now().Add(time.Minute))
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Errorf("after Resume: %v", err)
+			}
+			order("poweroff")
+			if err := waitFor(t, m); err != nil {
+				t.Error(err)
+			}
+			if err := m.Pause(t.Context()); !errors.Is(err, vm.ErrNotRunning) {
+				t.Errorf("Pause of a machine that has ended: %v", err)
+			}
+		})
+	}
+}
+
 func TestBadKernel(t *testing.T) {
 	needVM(t)
 	cfg := plainConfig(t)

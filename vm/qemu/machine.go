@@ -32,7 +32,7 @@ const (
 	dieWithin = 10 * time.Second
 )
 
-// machine implements vm.Machine.
+// machine implements vm.Machine and vm.Pauser.
 type machine struct {
 	cfg    vm.Config
 	host   *host
@@ -54,6 +54,7 @@ type machine struct {
 	shutdown string   // the reason QEMU gave for shutting down
 	panicked bool     // the guest's kernel said so
 	retrying bool     // a write that found the host's disk full will be tried again
+	paused   bool     // by Pause
 
 	complained time.Time      // when the full disk was last logged
 	retries    sync.WaitGroup // goOn
@@ -404,7 +405,11 @@ func (m *machine) goOn() {
 	}
 	m.mu.Lock()
 	m.retrying = false
+	paused := m.paused
 	m.mu.Unlock()
+	if paused {
+		return // Resume tries it
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), retryEvery)
 	defer cancel()
 	if err := m.mon.run(ctx, "cont"); err != nil {
@@ -492,6 +497,30 @@ func (m *machine) pressButton(ctx context.Context) {
 		case <-time.After(pressEvery):
 		}
 	}
+}
+
+// Pause implements vm.Pauser.
+func (m *machine) Pause(ctx context.Context) error { return m.freeze(ctx, true) }
+
+// Resume implements vm.Pauser.
+func (m *machine) Resume(ctx context.Context) error { return m.freeze(ctx, false) }
+
+func (m *machine) freeze(ctx context.Context, pause bool) error {
+	if err := m.life.Up(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.paused = pause // before goOn looks
+	mon := m.mon
+	m.mu.Unlock()
+	command, what := "cont", "resume"
+	if pause {
+		command, what = "stop", "pause"
+	}
+	if err := mon.run(ctx, command); err != nil {
+		return fmt.Errorf("cannot %s machine %q: %w", what, m.cfg.Name, err)
+	}
+	return nil
 }
 
 // Wait implements vm.Machine.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/life"
@@ -113,7 +114,7 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 	}, nil
 }
 
-// Machine implements vm.Machine.
+// Machine implements vm.Machine and vm.Pauser.
 type Machine struct {
 	opts Options
 	cfg  vm.Config
@@ -123,6 +124,7 @@ type Machine struct {
 	cut    context.Context // ends when the plug is pulled: the power supply, not a call's context
 	pull   context.CancelFunc
 	button chan struct{}
+	paused atomic.Bool
 
 	mu  sync.Mutex
 	off chan struct{} // closed when the guest has returned for good; nil before Start
@@ -217,6 +219,23 @@ func (m *Machine) Stop(ctx context.Context) error {
 	m.join()
 	return nil
 }
+
+// Pause implements vm.Pauser: the fake guest notices nothing of it.
+func (m *Machine) Pause(ctx context.Context) error { return m.freeze(true) }
+
+// Resume implements vm.Pauser.
+func (m *Machine) Resume(ctx context.Context) error { return m.freeze(false) }
+
+func (m *Machine) freeze(paused bool) error {
+	if err := m.life.Up(); err != nil {
+		return err
+	}
+	m.paused.Store(paused)
+	return nil
+}
+
+// Paused tells whether the machine is.
+func (m *Machine) Paused() bool { return m.paused.Load() }
 
 // Wait implements vm.Machine.
 func (m *Machine) Wait(ctx context.Context) error { return m.life.Wait(ctx) }

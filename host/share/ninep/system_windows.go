@@ -98,12 +98,12 @@ func loadOverride(h *os.File) owner.Override {
 	return o
 }
 
-// storeOverride writes it; an empty stream says nothing, too. The file's times stay
-// as they are.
+// storeOverride writes it; an empty stream says nothing, too. A filesystem without
+// streams, as FAT, cannot keep it.
 func storeOverride(h *os.File, o owner.Override) error {
 	s, err := openStream(h, true)
 	if err != nil {
-		return err
+		return linux.ENOTSUP
 	}
 	text := ""
 	if o != owner.None {
