@@ -15,6 +15,7 @@ import (
 
 	"github.com/berthvm/berth/guest/dockerapi"
 	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/network"
 	"github.com/berthvm/berth/guest/wire"
 )
 
@@ -78,8 +79,19 @@ func info(cfg config, w wire.Welcome) system.Info {
 		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
 		LiveRestoreEnabled: true, InitBinary: "berth-exec",
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"},
-		CDISpecDirs:     []string{}, Warnings: []string{},
+		CDISpecDirs:     []string{}, FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
+		DefaultAddressPools: addressPools(),
+		Warnings:            []string{"WARNING: No IPv6 way out: containers reach each other by IPv6 and can publish ports, but cannot reach the world by it"},
 	}
+}
+
+// addressPools are where networks that name no subnet get theirs.
+func addressPools() []system.NetworkAddressPool {
+	var out []system.NetworkAddressPool
+	for _, p := range network.DefaultPools() {
+		out = append(out, system.NetworkAddressPool{Base: p.Base, Size: p.Bits})
+	}
+	return out
 }
 
 func registries() *registry.ServiceConfig {

@@ -8,13 +8,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types"
 	apibuild "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
-
-	apicontainer "github.com/moby/moby/api/types/container"
 
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/filter"
@@ -69,19 +68,40 @@ func (s *Server) info(c *call) error {
 	i.NFd = engine.OpenFiles()
 	i.SystemTime = time.Now().Format(time.RFC3339Nano)
 	i.NCPU, i.MemTotal = runtime.NumCPU(), engine.TotalMemory()
-	return c.reply(http.StatusOK, i)
-}
-
-// eventFilters are the names events takes.
-var eventFilters = []string{"config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope",
-	"secret", "service", "type", "volume"}
-
-func (s *Server) events(c *call) error {
-	f, err := c.filters()
+	shaped, err := c.infoShape(i)
 	if err != nil {
 		return err
 	}
-	if err := f.Check(eventFilters...); err != nil {
+	return c.reply(http.StatusOK, shaped)
+}
+
+// infoShape is info as a version of the API has it.
+func (c *call) infoShape(i system.Info) (any, error) {
+	if c.version < 46 {
+		i.Containerd = nil
+	}
+	if c.version >= 50 {
+		return i, nil
+	}
+	out := map[string]any{"BridgeNfIptables": false, "BridgeNfIp6tables": false}
+	if c.version < 49 {
+		i.FirewallBackend = nil
+	}
+	m, err := fields(i)
+	if err != nil {
+		return nil, err
+	}
+	if c.version < 49 {
+		for name, commit := range map[string]system.Commit{"ContainerdCommit": i.ContainerdCommit, "RuncCommit": i.RuncCommit, "InitCommit": i.InitCommit} {
+			m[name] = map[string]any{"ID": commit.ID, "Expected": commit.ID}
+		}
+	}
+	return add(m, out), nil
+}
+
+func (s *Server) events(c *call) error {
+	f, err := c.filters() // docker, too, takes any name
+	if err != nil {
 		return err
 	}
 	since, err := c.moment("since")
@@ -95,12 +115,15 @@ func (s *Server) events(c *call) error {
 	if !since.IsZero() && !until.IsZero() && until.Before(since) {
 		return invalid("`since` time (%s) cannot be after `until` time (%s)", c.query("since"), c.query("until"))
 	}
+	if since.IsZero() && !until.IsZero() {
+		since = time.Unix(0, 0) // an end alone means all before it
+	}
 	past, sub, err := s.cfg.Engine.Journal.Subscribe(since)
 	if err != nil {
 		return err
 	}
 	defer sub.Close()
-	kind, prefix := eventType(c.Header.Get("Accept"))
+	kind, prefix := c.eventType(c.Header.Get("Accept"))
 	c.w.Header().Set("Content-Type", kind)
 	c.w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(c.w).Flush()
@@ -121,6 +144,9 @@ func (s *Server) events(c *call) error {
 		}
 	}
 	var end <-chan time.Time
+	if !until.IsZero() && !until.After(time.Now()) {
+		return errBegun
+	}
 	if !until.IsZero() {
 		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
@@ -141,7 +167,7 @@ func (s *Server) events(c *call) error {
 }
 
 // eventType chooses among the forms of a stream of JSON.
-func eventType(accept string) (kind, prefix string) {
+func (c *call) eventType(accept string) (kind, prefix string) {
 	for _, a := range strings.Split(accept, ",") {
 		a, _, _ = strings.Cut(strings.TrimSpace(a), ";")
 		switch a {
@@ -151,7 +177,10 @@ func eventType(accept string) (kind, prefix string) {
 			return a, "\x1e"
 		}
 	}
-	return types.MediaTypeJSON, ""
+	if c.version < 52 {
+		return types.MediaTypeJSON, "" // which it is not, but was called
+	}
+	return types.MediaTypeJSONLines, ""
 }
 
 // eventShape adds the fields that clients before 1.52 read.
@@ -180,7 +209,7 @@ func matchEvent(f filter.Set, m events.Message) bool {
 			continue
 		}
 		name := m.Actor.Attributes["name"]
-		if m.Type != kind || !f.Prefix(string(kind), m.Actor.ID) && !f.Exact(string(kind), name) {
+		if !f.Prefix(string(kind), m.Actor.ID) && !f.Prefix(string(kind), name) {
 			return false
 		}
 	}
@@ -189,84 +218,18 @@ func matchEvent(f filter.Set, m events.Message) bool {
 		if m.Type == events.ImageEventType {
 			name = m.Actor.Attributes["name"]
 		}
-		bare, _, _ := strings.Cut(name, ":")
-		return f.Exact("image", name) || f.Exact("image", bare) || f.Exact("image", m.Actor.ID)
+		return f.Exact("image", name) || f.Exact("image", untagged(name)) || f.Exact("image", m.Actor.ID) || f.Exact("image", untagged(m.Actor.ID))
 	}
 	return true
 }
 
-// diskUsage is docker system df. Before 1.52 it had another shape.
-func (s *Server) diskUsage(c *call) error {
-	want := c.URL.Query()["type"]
-	for _, t := range want {
-		switch system.DiskUsageObject(t) {
-		case system.ContainerObject, system.ImageObject, system.VolumeObject, system.BuildCacheObject:
-		default:
-			return invalid("unknown object type: %s", t)
-		}
-	}
-	has := func(t system.DiskUsageObject) bool { return len(want) == 0 || slices.Contains(want, string(t)) }
-	verbose := c.version < 52 || c.flag("verbose")
-	var u system.DiskUsage
-	var err error
-	if has(system.ImageObject) {
-		if u.ImageUsage, err = s.cfg.Images.DiskUsage(c.Context(), verbose); err != nil {
-			return err
-		}
-	}
-	if has(system.ContainerObject) {
-		if u.ContainerUsage, err = s.containerUsage(c, verbose); err != nil {
-			return err
-		}
-	}
-	if has(system.VolumeObject) {
-		if u.VolumeUsage, err = s.cfg.Volumes.DiskUsage(c.Context()); err != nil {
-			return err
-		}
-	}
-	if has(system.BuildCacheObject) {
-		if u.BuildCacheUsage, err = s.cfg.Builds.DiskUsage(c.Context(), verbose); err != nil {
-			return err
-		}
-	}
-	if c.version >= 52 {
-		return c.reply(http.StatusOK, u)
-	}
-	old := map[string]any{"LayersSize": 0, "Images": []any{}, "Containers": []any{}, "Volumes": []any{}, "BuildCache": []any{}}
-	if u.ImageUsage != nil {
-		old["LayersSize"], old["Images"] = u.ImageUsage.TotalSize, u.ImageUsage.Items
-	}
-	if u.ContainerUsage != nil {
-		old["Containers"] = u.ContainerUsage.Items
-	}
-	if u.VolumeUsage != nil {
-		old["Volumes"] = u.VolumeUsage.Items
-	}
-	if u.BuildCacheUsage != nil && u.BuildCacheUsage.Items != nil {
-		old["BuildCache"] = u.BuildCacheUsage.Items
-	}
-	return c.reply(http.StatusOK, old)
-}
-
-func (s *Server) containerUsage(c *call, verbose bool) (*apicontainer.DiskUsage, error) {
-	list, err := s.cfg.Engine.List(c.Context(), engine.ListOptions{All: true, Size: true})
+// untagged is an image's name without its tag.
+func untagged(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
-		return nil, err
+		return name
 	}
-	u := &apicontainer.DiskUsage{TotalCount: int64(len(list))}
-	for _, item := range list {
-		u.TotalSize += item.SizeRw
-		switch item.State {
-		case apicontainer.StateRunning, apicontainer.StatePaused, apicontainer.StateRestarting:
-			u.ActiveCount++
-		default:
-			u.Reclaimable += item.SizeRw
-		}
-	}
-	if verbose {
-		u.Items = list
-	}
-	return u, nil
+	return reference.FamiliarName(named)
 }
 
 // login says what a registry thinks of a name and a password.

@@ -52,8 +52,8 @@ func (e *Engine) publishPorts(ctx context.Context, c *Container) error {
 		p, err := e.publishPort(ctx, c.id, w)
 		if err != nil {
 			e.closePorts(c)
-			return fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s: %w",
-				c.rec.Name, err)
+			return fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %w",
+				c.rec.Name, e.endpointID(c.id), err)
 		}
 		c.mu.Lock()
 		c.ports = append(c.ports, p)
@@ -64,6 +64,14 @@ func (e *Engine) publishPorts(ctx context.Context, c *Container) error {
 		return err
 	}
 	return nil
+}
+
+// endpointID is that of the endpoint that ports are published from.
+func (e *Engine) endpointID(id string) string {
+	for _, ep := range e.opts.Networks.Endpoints(id) {
+		return ep.ID
+	}
+	return ""
 }
 
 // hostBinding is where ports are published when nobody says, by the option of the

@@ -278,6 +278,13 @@ func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.P
 	return out, nil
 }
 
+// Pool is a range of addresses that networks without a subnet of their own get one
+// of: of Bits bits.
+type Pool = ipam.Block
+
+// DefaultPools are docker's.
+func DefaultPools() []Pool { return ipam.Locals() }
+
 func overlaps(p netip.Prefix, taken []netip.Prefix) bool {
 	return slices.ContainsFunc(taken, p.Overlaps)
 }

@@ -302,3 +302,16 @@ func TestCommitCopyPrune(t *testing.T) {
 		})
 	}
 }
+
+// TestBuiltinReturns: a built-in image that was removed comes back when it is
+// wanted, without a registry.
+func TestBuiltinReturns(t *testing.T) {
+	h := machine(t)
+	for _, c := range h.clients() {
+		c.ok(t, "rmi", "hello")
+		c.fails(t, "No such image", "inspect", "--type", "image", "hello")
+		if got := c.ok(t, "run", "--rm", "hello", "echo", "back"); got != "back" {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+}

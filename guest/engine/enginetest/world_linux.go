@@ -537,9 +537,10 @@ func (i images) Changes(context.Context, string) ([]image.Change, error) { retur
 type networks struct{ w *World }
 
 func (n networks) Get(name string) (network.Network, error) {
-	switch name {
-	case "bridge", "host", "none", "other":
-		return network.Network{ID: digest.FromString(name).Encoded(), Name: name, Driver: "bridge"}, nil
+	for known, driver := range map[string]string{"bridge": "bridge", "host": "host", "none": "null", "other": "bridge"} {
+		if id := digest.FromString(known).Encoded(); name == known || name == id {
+			return network.Network{ID: id, Name: known, Driver: driver}, nil
+		}
 	}
 	return network.Network{}, errdefs.ErrNotFound.WithMessage("network " + name + " not found")
 }

@@ -617,8 +617,8 @@ func ParsePlatform(v string) (*ocispec.Platform, error) {
 }
 
 // DiskUsage says what images take on the disk.
-func (s *Service) DiskUsage(ctx context.Context, items bool) (*apiimage.DiskUsage, error) {
-	list, err := s.List(ctx, nil, ListOptions{Manifests: items, SharedSize: true})
+func (s *Service) DiskUsage(ctx context.Context) (*apiimage.DiskUsage, error) {
+	list, err := s.List(ctx, nil, ListOptions{SharedSize: true})
 	if err != nil {
 		return nil, err
 	}
@@ -627,17 +627,15 @@ func (s *Service) DiskUsage(ctx context.Context, items bool) (*apiimage.DiskUsag
 		return nil, err
 	}
 	u := &apiimage.DiskUsage{TotalCount: int64(len(list)), TotalSize: total.Content + total.Layers}
-	used := int64(0)
 	for _, img := range list {
 		if img.Containers > 0 {
 			u.ActiveCount++
-			used += img.Size
+		} else {
+			u.Reclaimable += img.Size - img.SharedSize
 		}
-		if items {
-			u.Items = append(u.Items, *img)
-		}
+		u.Items = append(u.Items, *img)
 	}
-	u.Reclaimable = max(0, u.TotalSize-used)
+	u.Reclaimable = min(u.Reclaimable, u.TotalSize)
 	return u, nil
 }
 

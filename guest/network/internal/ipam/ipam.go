@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 )
 
 // Errors of Allocate and of Choose.
@@ -149,21 +150,24 @@ func Gateway(subnet, within netip.Prefix) netip.Addr {
 	return subnet.Addr().Next()
 }
 
-// block is a range of addresses that is split into subnets.
-type block struct {
-	base netip.Prefix
-	bits int // a subnet's length
+// Block is a range of addresses that is split into subnets.
+type Block struct {
+	Base netip.Prefix
+	Bits int // a subnet's length
 }
+
+// Locals are the blocks of networks that reach no further than the machine.
+func Locals() []Block { return slices.Clone(local4) }
 
 // Docker's ranges for networks that name no subnet: of the machine's own networks,
 // and of those that reach further.
 var (
-	local4 = []block{
+	local4 = []Block{
 		{netip.MustParsePrefix("172.17.0.0/16"), 16}, {netip.MustParsePrefix("172.18.0.0/16"), 16}, {netip.MustParsePrefix("172.19.0.0/16"), 16},
 		{netip.MustParsePrefix("172.20.0.0/14"), 16}, {netip.MustParsePrefix("172.24.0.0/14"), 16}, {netip.MustParsePrefix("172.28.0.0/14"), 16},
 		{netip.MustParsePrefix("192.168.0.0/16"), 20},
 	}
-	global4 = []block{{netip.MustParsePrefix("10.0.0.0/8"), 24}}
+	global4 = []Block{{netip.MustParsePrefix("10.0.0.0/8"), 24}}
 )
 
 // Request says which subnet Choose looks for.
@@ -184,29 +188,29 @@ func Choose(r Request) (netip.Prefix, error) {
 	blocks := local4
 	switch {
 	case r.Site.IsValid():
-		blocks = []block{{r.Site.Masked(), 64}}
+		blocks = []Block{{r.Site.Masked(), 64}}
 	case r.Global:
 		blocks = global4
 	}
 	fits := false
 	for _, b := range blocks {
 		if r.Bits != 0 {
-			b.bits = r.Bits
+			b.Bits = r.Bits
 		}
-		if b.bits < b.base.Bits() || b.bits > b.base.Addr().BitLen() {
+		if b.Bits < b.Base.Bits() || b.Bits > b.Base.Addr().BitLen() {
 			continue
 		}
 		fits = true
-		p := netip.PrefixFrom(b.base.Addr(), b.bits)
+		p := netip.PrefixFrom(b.Base.Addr(), b.Bits)
 		for range maxTries {
 			if !overlaps(p, r.Taken) {
 				return p, nil
 			}
 			next := Last(p).Next()
-			if !b.base.Contains(next) {
+			if !b.Base.Contains(next) {
 				break
 			}
-			p = netip.PrefixFrom(next, b.bits)
+			p = netip.PrefixFrom(next, b.Bits)
 		}
 	}
 	if !fits {

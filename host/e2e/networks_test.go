@@ -1,0 +1,131 @@
+//go:build linux
+
+package e2e
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	apinet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+)
+
+// TestOnParent: containers on macvlan and ipvlan networks find each other by name,
+// and no bridge is in between.
+func TestOnParent(t *testing.T) {
+	h := machine(t)
+	c, api := h.berth(), h.engine(t)
+	for _, tc := range []struct{ driver, options string }{
+		{"macvlan", ""}, {"macvlan", "parent=eth0.7"}, {"ipvlan", "ipvlan_mode=l3"},
+	} {
+		t.Run(tc.driver+" "+tc.options, func(t *testing.T) {
+			name := "lan-" + tc.driver
+			t.Cleanup(func() {
+				c.exec("rm", "-f", "-t", "0", "on-"+name)
+				c.exec("network", "rm", name)
+			})
+			args := []string{"network", "create", "-d", tc.driver, "--subnet", "10.77.0.0/24", "--ip-range", "10.77.0.64/26"}
+			if tc.options != "" {
+				args = append(args, "-o", tc.options)
+			}
+			c.ok(t, append(args, name)...)
+			c.ok(t, "run", "-d", "--name", "on-"+name, "--network", name, "hello", "sh", "-c", "mkdir /www; echo found >/www/index.html; exec httpd -f -p 80 -h /www")
+			eventually(t, "the other container answers", func() bool {
+				return strings.Contains(c.exec("run", "--rm", "--network", name, "hello", "timeout", "5", "wget", "-qO-", "http://on-"+name+"/").out, "found")
+			})
+			n, err := api.NetworkInspect(t.Context(), name, client.NetworkInspectOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := apinet.SubnetStatus{IPsInUse: 3, DynamicIPsAvailable: 63} // the network, broadcast, one container
+			if got := n.Network.Status.IPAM.Subnets[netip.MustParsePrefix("10.77.0.0/24")]; got != want {
+				t.Errorf("addresses: %+v, want %+v", got, want)
+			}
+			c.fails(t, "active endpoints", "network", "rm", name)
+		})
+	}
+}
+
+// TestPortFollows: a published port is there as long as its container is on a
+// network that leads out, whichever that is.
+func TestPortFollows(t *testing.T) {
+	h := machine(t)
+	c, api := h.berth(), h.engine(t)
+	t.Cleanup(func() {
+		c.exec("rm", "-f", "-t", "0", "moving")
+		c.exec("network", "rm", "inside", "outside")
+	})
+	c.ok(t, "network", "create", "--internal", "inside")
+	c.ok(t, "network", "create", "outside")
+	c.ok(t, "run", "-d", "--name", "moving", "--network", "inside", "-p", "127.0.0.1:0:80", "hello", "sh", "-c", "mkdir /www; echo here >/www/index.html; exec httpd -f -p 80 -h /www")
+	port := func() string {
+		info, err := api.ContainerInspect(t.Context(), "moving", client.ContainerInspectOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range info.Container.NetworkSettings.Ports[apinet.MustParsePort("80/tcp")] {
+			return net.JoinHostPort(b.HostIP.String(), b.HostPort)
+		}
+		return ""
+	}
+	if at := port(); at != "" {
+		t.Errorf("an internal network published %s", at)
+	}
+	for _, network := range []string{"bridge", "outside"} {
+		c.ok(t, "network", "connect", network, "moving")
+		if got := get(t, "http://"+port()+"/"); got != "here\n" {
+			t.Errorf("by %s: %q", network, got)
+		}
+		if network == "bridge" {
+			c.ok(t, "network", "connect", "outside", "moving")
+			before := port()
+			c.ok(t, "network", "disconnect", "bridge", "moving")
+			if at := port(); at != before {
+				t.Errorf("the port moved from %s to %s", before, at)
+			}
+			if got := get(t, "http://"+port()+"/"); got != "here\n" {
+				t.Errorf("after the move: %q", got)
+			}
+			c.ok(t, "network", "disconnect", "outside", "moving")
+			if at := port(); at != "" {
+				t.Errorf("no network leads out, but %s is published", at)
+			}
+			if conn, err := net.Dial("tcp", before); err == nil {
+				conn.Close()
+				t.Error("the host still listens")
+			}
+		}
+	}
+}
+
+// TestEndpointSettings: what the API lets an endpoint ask for.
+func TestEndpointSettings(t *testing.T) {
+	h := machine(t)
+	c, api := h.berth(), h.engine(t)
+	t.Cleanup(func() { c.exec("network", "rm", "fine", "config") })
+	c.ok(t, "network", "create", "--config-only", "--subnet", "10.78.0.0/24", "config")
+	c.ok(t, "network", "create", "--config-from", "config", "fine")
+	out := c.ok(t, "run", "--rm", "--network", "name=fine,ip=10.78.0.9,driver-opt=com.docker.network.endpoint.ifname=up0,"+
+		"driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1", "hello", "sh", "-c",
+		"ip -o -4 addr show up0; cat /proc/sys/net/ipv4/conf/up0/log_martians")
+	if !strings.Contains(out, "10.78.0.9/24") || !strings.HasSuffix(out, "\n1") {
+		t.Errorf("in the container: %q", out)
+	}
+	for _, bad := range []struct {
+		settings apinet.EndpointSettings
+		want     string
+	}{
+		{apinet.EndpointSettings{IPAMConfig: &apinet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.99.0.1")}}, "no configured subnet contains IP address 10.99.0.1"},
+		{apinet.EndpointSettings{DriverOpts: map[string]string{"com.docker.network.endpoint.sysctls": "net.ipv4.conf.eth0.x=1"}}, "unrecognised network interface sysctl"},
+	} {
+		_, err := api.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "hello",
+			NetworkingConfig: &apinet.NetworkingConfig{EndpointsConfig: map[string]*apinet.EndpointSettings{"fine": &bad.settings}}})
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "invalid config for network fine: invalid endpoint settings:\n"+bad.want) {
+			t.Errorf("%v, want %s", err, bad.want)
+		}
+	}
+	c.fails(t, "is in use", "network", "rm", "config")
+}
