@@ -10,6 +10,7 @@ import (
 
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/stdio"
@@ -171,6 +172,11 @@ func (c *Container) teardown(r *run) (oom bool) {
 	c.endStreams(r)
 	e.releaseNetwork(ctx, c)
 	e.releaseMounts(ctx, c)
+	for _, m := range c.rec.Mounts {
+		if m.Type == mount.TypeVolume {
+			e.publish(events.VolumeEventType, events.ActionUnmount, m.Name, map[string]string{"driver": m.Driver, "container": c.id})
+		}
+	}
 	return oom
 }
 

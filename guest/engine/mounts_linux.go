@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -27,8 +28,9 @@ import (
 // Volumes is what the engine needs of volumes.
 type Volumes interface {
 	// Ensure makes the volume unless it exists; an empty name is a new anonymous
-	// one. It returns the name and the directory that will hold its content.
-	Ensure(ctx context.Context, name, driver string, options, labels map[string]string) (string, string, error)
+	// one. It returns the name, the directory that will hold its content, and
+	// whether the volume is new.
+	Ensure(ctx context.Context, name, driver string, options, labels map[string]string) (string, string, bool, error)
 	// Mount makes a volume's content appear and returns where; holder keeps it
 	// there until Unmount.
 	Mount(ctx context.Context, name, holder string) (string, error)
@@ -94,9 +96,12 @@ func (e *Engine) resolveMount(ctx context.Context, rec *record.Record, m *record
 			}
 		}
 		driver := cmp.Or(m.Driver, "local")
-		name, source, err := e.opts.Volumes.Ensure(ctx, m.Name, driver, options, labels)
+		name, source, created, err := e.opts.Volumes.Ensure(ctx, m.Name, driver, options, labels)
 		if err != nil {
 			return err
+		}
+		if created {
+			e.publish(events.VolumeEventType, events.ActionCreate, name, map[string]string{"driver": driver})
 		}
 		m.Name, m.Source, m.Driver = name, source, driver
 	}
@@ -154,7 +159,7 @@ func (e *Engine) volumesFrom(ctx context.Context, from []string) ([]record.Mount
 			if m.Type == mount.TypeTmpfs {
 				continue
 			}
-			m.Anon, m.NoCopy = false, true
+			m.NoCopy = true
 			m.RW = m.RW && !readOnly
 			all = append(all, m)
 		}
@@ -215,6 +220,10 @@ func (e *Engine) mountsOf(ctx context.Context, c *Container) (out []specs.Mount,
 		if source != nil {
 			sources = append(sources, source)
 		}
+		if m.Type == mount.TypeVolume {
+			e.publish(events.VolumeEventType, events.ActionMount, m.Name, map[string]string{"driver": m.Driver, "container": c.id,
+				"destination": m.Destination, "read/write": strconv.FormatBool(m.RW), "propagation": string(m.Propagation)})
+		}
 	}
 	options := []string{"bind", "rprivate"}
 	if c.rec.HostConfig.ReadonlyRootfs {
@@ -257,6 +266,12 @@ func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (s s
 	}
 	if m.Type != mount.TypeBind {
 		source = procPath(opened)
+	}
+	if spreads(m.Propagation) && opened != nil {
+		if err := shareMount(opened); err != nil {
+			opened.Close()
+			return specs.Mount{}, nil, internal(fmt.Errorf("cannot propagate mounts from and to %s: %w", m.Source, err))
+		}
 	}
 	bind := "rbind"
 	if m.Flat {
@@ -311,6 +326,48 @@ func openBelow(dir, sub string) (*os.File, error) {
 			return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("cannot access path %s: %v", path.Join(dir, sub), err))
 		}
 	}
+}
+
+// spreads says whether mounts in the machine are to be seen in the container, or
+// the other way round.
+func spreads(p mount.Propagation) bool {
+	switch p {
+	case mount.PropagationShared, mount.PropagationRShared, mount.PropagationSlave, mount.PropagationRSlave:
+		return true
+	}
+	return false
+}
+
+// shareMount makes the machine's mount that holds f one that others can share. They
+// are private, for nearly nobody asks.
+func shareMount(f *os.File) error {
+	var st unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return err
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	point, shared, err := findMount(string(table), st.Mnt_id)
+	if err != nil || shared {
+		return err
+	}
+	return unix.Mount("", point, "", unix.MS_SHARED, "")
+}
+
+// findMount returns the mount point of the mount with an ID, and whether it is
+// shared, from the lines of /proc/PID/mountinfo.
+func findMount(table string, id uint64) (point string, shared bool, err error) {
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		if len(fields) < 7 || fields[0] != strconv.FormatUint(id, 10) {
+			continue
+		}
+		point, err := strconv.Unquote(`"` + strings.ReplaceAll(fields[4], `"`, `\"`) + `"`) // octal escapes
+		return point, strings.HasPrefix(fields[6], "shared:"), err
+	}
+	return "", false, errors.New("the mount is not in the machine's namespace")
 }
 
 // procPath is a path for an open file that is good as long as it is open.
@@ -378,14 +435,18 @@ func (e *Engine) mountShm(c *Container) (string, error) {
 	return dir, nil
 }
 
-// releaseVolumes removes the anonymous volumes of a container that goes.
+// releaseVolumes removes the anonymous volumes of a container that goes, but for
+// those that another has too.
 func (e *Engine) releaseVolumes(ctx context.Context, rec *record.Record, remove bool) {
 	for _, m := range rec.Mounts {
-		if m.Type != mount.TypeVolume || !m.Anon || !remove || m.Name == "" {
+		other := func(user string) bool { return user != rec.ID }
+		if m.Type != mount.TypeVolume || !m.Anon || !remove || m.Name == "" || slices.ContainsFunc(e.VolumeUsers(m.Name), other) {
 			continue
 		}
 		if err := e.opts.Volumes.Remove(ctx, m.Name, true); err != nil {
 			e.log.Warn("cannot remove volume", "volume", m.Name, "error", err)
+			continue
 		}
+		e.publish(events.VolumeEventType, events.ActionDestroy, m.Name, map[string]string{"driver": m.Driver})
 	}
 }

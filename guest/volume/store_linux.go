@@ -71,9 +71,15 @@ func invalid(format string, args ...any) error {
 
 // Create makes a volume; an empty name is a new anonymous one. One that exists
 // with the same driver is returned as it is.
-func (s *Store) Create(_ context.Context, name, driver string, options, labels map[string]string) (Volume, error) {
+func (s *Store) Create(ctx context.Context, name, driver string, options, labels map[string]string) (Volume, error) {
+	v, _, err := s.create(ctx, name, driver, options, labels)
+	return v, err
+}
+
+// create is Create. It reports whether the volume is a new one.
+func (s *Store) create(_ context.Context, name, driver string, options, labels map[string]string) (_ Volume, created bool, err error) {
 	if driver != "" && driver != "local" {
-		return Volume{}, errdefs.ErrNotFound.WithMessage(fmt.Sprintf(
+		return Volume{}, false, errdefs.ErrNotFound.WithMessage(fmt.Sprintf(
 			"error looking up volume plugin %s: plugin %q not found", driver, driver))
 	}
 	v := Volume{Name: name, Driver: "local", Created: time.Now().UTC(), Labels: maps.Clone(labels), Options: maps.Clone(options)}
@@ -87,38 +93,38 @@ func (s *Store) Create(_ context.Context, name, driver string, options, labels m
 		v.Labels[AnonymousLabel] = ""
 	}
 	if len(v.Name) == 1 {
-		return Volume{}, invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", name)
+		return Volume{}, false, invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", name)
 	}
 	if !pattern.MatchString(v.Name) || len(v.Name) > 255 {
-		return Volume{}, invalid("create %s: %q includes invalid characters for a local volume name, only "+
+		return Volume{}, false, invalid("create %s: %q includes invalid characters for a local volume name, only "+
 			"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
 	}
 	if err := checkOptions(options); err != nil {
-		return Volume{}, invalid("create %s: %v", v.Name, err)
+		return Volume{}, false, invalid("create %s: %v", v.Name, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if old, err := s.read(v.Name); err == nil {
-		return old, nil
+		return old, false, nil
 	}
 	// The description goes last, and in one piece: a directory without it is no
 	// volume.
 	if err := os.MkdirAll(s.path(v.Name), 0o755); err != nil {
-		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+		return Volume{}, false, fmt.Errorf("create volume %s: %w", v.Name, err)
 	}
 	data, err := json.Marshal(v)
 	if err != nil {
-		return Volume{}, err
+		return Volume{}, false, err
 	}
 	file := filepath.Join(s.dir, v.Name, "volume.json")
 	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
-		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+		return Volume{}, false, fmt.Errorf("create volume %s: %w", v.Name, err)
 	}
 	if err := os.Rename(file+".new", file); err != nil {
-		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+		return Volume{}, false, fmt.Errorf("create volume %s: %w", v.Name, err)
 	}
 	v.Path = s.path(v.Name)
-	return v, nil
+	return v, true, nil
 }
 
 // checkOptions reads the options of docker's local driver: what is mounted, or
@@ -149,10 +155,11 @@ func checkOptions(options map[string]string) error {
 	return nil
 }
 
-// Ensure is Create for those who want the name and the path only.
-func (s *Store) Ensure(ctx context.Context, name, driver string, options, labels map[string]string) (string, string, error) {
-	v, err := s.Create(ctx, name, driver, options, labels)
-	return v.Name, v.Path, err
+// Ensure is Create for those who want the name and the path only. It reports
+// whether the volume is a new one.
+func (s *Store) Ensure(ctx context.Context, name, driver string, options, labels map[string]string) (string, string, bool, error) {
+	v, created, err := s.create(ctx, name, driver, options, labels)
+	return v.Name, v.Path, created, err
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name, "_data") }

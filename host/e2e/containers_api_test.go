@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -287,6 +289,28 @@ func TestVolumeMounts(t *testing.T) {
 	tmpfs := mount.Mount{Type: mount.TypeVolume, Target: "/t", VolumeOptions: &mount.VolumeOptions{
 		DriverConfig: &mount.Driver{Options: map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}}}}
 	newBox(t, c, "", sh("df -k /t | awk 'END {print $2}'"), container.HostConfig{Mounts: []mount.Mount{tmpfs}}).prints("1024")
+}
+
+// TestPropagation: what one container mounts another sees, where both ask for it.
+func TestPropagation(t *testing.T) {
+	h := machine(t)
+	c := h.engine(t)
+	dir := filepath.Join(h.dir, "propagation")
+	if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bind := func(p mount.Propagation) container.HostConfig {
+		return container.HostConfig{Privileged: p == mount.PropagationRShared, Mounts: []mount.Mount{{Type: mount.TypeBind, Source: dir, Target: "/d",
+			BindOptions: &mount.BindOptions{Propagation: p}}}}
+	}
+	shared := newBox(t, c, "", container.Config{}, bind(mount.PropagationRShared)).start()
+	slave := newBox(t, c, "", container.Config{}, bind(mount.PropagationRSlave)).start()
+	private := newBox(t, c, "", container.Config{}, bind("")).start()
+	shared.sees("mount -t tmpfs none /d/sub && touch /d/sub/mounted && ls /d/sub", "mounted")
+	slave.sees("ls /d/sub", "mounted")
+	private.sees("ls /d/sub", "")
+	shared.sees("umount /d/sub", "")
+	slave.sees("ls /d/sub", "")
 }
 
 // TestMountsInside: tmpfs, a /dev of one's own, a read-only root and its files.

@@ -32,6 +32,7 @@ import (
 	"github.com/berthvm/berth/guest/image"
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/network"
+	"github.com/berthvm/berth/guest/volume"
 )
 
 // World is everything around an engine. It lives as long as the machine would.
@@ -90,7 +91,11 @@ func (w *World) Engine() *engine.Engine {
 	w.exits = make(chan keeper.Exit, 1000)
 	boot := w.boot
 	w.mu.Unlock()
-	e, err := engine.Open(engine.Options{Log: slog.New(slog.DiscardHandler), Runtime: runtime{w}, Images: images{w}, Networks: networks{w},
+	store, err := volume.Open(w.Dir + "/volumes")
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	e, err := engine.Open(engine.Options{Volumes: store, Log: slog.New(slog.DiscardHandler), Runtime: runtime{w}, Images: images{w}, Networks: networks{w},
 		Keeper: keep{w}, Publisher: publisher{w}, StateDir: w.Dir + "/state", RunDir: fmt.Sprintf("%s/run%d", w.Dir, boot), Hostname: "machine",
 		Socket: "/machine/docker.sock", HostSocket: "/home/u/.berth/docker.sock", Folders: w.Folders, BootID: strconv.Itoa(boot), ShutdownTimeout: 5 * time.Second})
 	if err != nil {

@@ -74,6 +74,7 @@ func Build(in Input) (*specs.Spec, error) {
 	p.Args = args
 	spec.Process = p
 	spec.Mounts = mounts(in, security)
+	spec.Linux.RootfsPropagation = propagation(in.Mounts)
 	if err := setResources(spec, hc); err != nil {
 		return nil, err
 	}
@@ -199,6 +200,22 @@ func namespaces(in Input) []specs.LinuxNamespace {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return ns
+}
+
+// propagation is what the root needs for its mounts to have theirs: one of them that
+// is shared, or a slave, would else be cut off.
+func propagation(mounts []specs.Mount) (root string) {
+	for _, m := range mounts {
+		for _, o := range m.Options {
+			switch o {
+			case "shared", "rshared":
+				return "shared"
+			case "slave", "rslave":
+				root = "rslave"
+			}
+		}
+	}
+	return root
 }
 
 func mounts(in Input, security Security) []specs.Mount {
