@@ -172,7 +172,7 @@ func TestRunAttached(t *testing.T) {
 }
 
 func TestLogsAndExec(t *testing.T) {
-	c, _, _ := server(t)
+	c, socket, _ := server(t)
 	id := create(t, c, "web", nil, false, "lines")
 	if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 		t.Fatal(err)
@@ -188,9 +188,15 @@ func TestLogsAndExec(t *testing.T) {
 	defer follow.Close()
 	io.WriteString(h.Conn, "one\ntwo\n")
 
-	x, err := c.ExecCreate(ctx, id, client.ExecCreateOptions{Cmd: []string{"warn", "careful"}, AttachStdout: true, AttachStderr: true})
+	x, err := c.ExecCreate(ctx, id, client.ExecCreateOptions{Cmd: []string{"warn", "careful"}, AttachStdout: true, AttachStderr: true,
+		DetachKeys: "ctrl-a,x"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	_, body := raw(t, socket, "GET /exec/"+x.ID+"/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+	if want := `"ExitCode":null,"ProcessConfig":{"tty":false,"entrypoint":"warn","arguments":["careful"],"privileged":false},` +
+		`"OpenStdin":false,"OpenStderr":true,"OpenStdout":true,"CanRemove":false,"ContainerID":"` + id + `","DetachKeys":"AXg=","Pid":0}`; !strings.Contains(body, want) {
+		t.Errorf("exec before its start: %s\nwant %s", body, want)
 	}
 	a, err := c.ExecAttach(ctx, x.ID, client.ExecAttachOptions{})
 	if err != nil {

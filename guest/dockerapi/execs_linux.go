@@ -90,9 +90,13 @@ func (s *Server) execInspect(c *call) error {
 	if err != nil {
 		return err
 	}
+	keys, _ := detachKeys(st.Config.DetachKeys) // checked when it was made
+	if keys == nil {
+		keys = []byte{}
+	}
 	r := apicontainer.ExecInspectResponse{ID: st.ID, Running: st.Running, ExitCode: st.ExitCode, ContainerID: st.Container,
 		OpenStdin: st.Config.AttachStdin, OpenStdout: st.Config.AttachStdout, OpenStderr: st.Config.AttachStderr, Pid: st.PID,
-		CanRemove: st.ExitCode != nil, DetachKeys: []byte(st.Config.DetachKeys),
+		CanRemove: st.ExitCode != nil, DetachKeys: keys,
 		ProcessConfig: &apicontainer.ExecProcessConfig{Tty: st.Config.Tty, Entrypoint: st.Config.Cmd[0], Arguments: st.Config.Cmd[1:],
 			Privileged: &st.Config.Privileged, User: st.Config.User}}
 	return c.reply(http.StatusOK, r)

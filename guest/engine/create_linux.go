@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	apinet "github.com/moby/moby/api/types/network"
@@ -67,6 +68,9 @@ func (e *Engine) Create(ctx context.Context, o CreateOptions) (id string, warnin
 	img, err := e.opts.Images.GetPlatform(ctx, o.Config.Image, o.Platform)
 	if err != nil {
 		return "", nil, err
+	}
+	if w := foreign(img.Spec.Platform, o.Platform); w != "" {
+		warnings = append(warnings, w)
 	}
 	settings.Merge(o.Config, &img.Spec.Config)
 	if err := settings.Defaults(o.HostConfig); err != nil {
@@ -187,6 +191,16 @@ func (e *Engine) unreserve(c *Container) {
 	if e.byName[c.rec.Name] == c {
 		delete(e.byName, c.rec.Name)
 	}
+}
+
+// foreign warns of an image for another kind of machine that nobody asked for.
+func foreign(image ocispec.Platform, asked *ocispec.Platform) string {
+	host := platforms.DefaultSpec()
+	if asked != nil || image.Architecture == "" || platforms.OnlyStrict(host).Match(image) || platforms.Only(host).Match(image) {
+		return ""
+	}
+	return fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+		platforms.FormatAll(image), platforms.FormatAll(host))
 }
 
 // resolveShared names the containers whose namespaces are to be shared by their

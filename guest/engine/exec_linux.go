@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,14 +72,16 @@ func (e *Engine) ExecCreate(ctx context.Context, name string, req apicontainer.E
 	if req.WorkingDir != "" && !path.IsAbs(req.WorkingDir) {
 		return "", invalid("the working directory '%s' is invalid, it needs to be an absolute path", req.WorkingDir)
 	}
-	if req.User != "" { // known at once, as docker has it
+	user := req.User
+	req.User, req.WorkingDir = cmp.Or(user, c.rec.Config.User), cmp.Or(req.WorkingDir, c.rec.Config.WorkingDir) // never changed
+	if user != "" {                                                                                             // known at once, as docker has it
 		c.mu.Lock()
 		err := canExec(c)
 		c.mu.Unlock()
 		if err != nil {
 			return "", err
 		}
-		if _, _, err := runspec.User(c.rootfs(), req.User, nil); err != nil {
+		if _, _, err := runspec.User(c.rootfs(), user, nil); err != nil {
 			return "", err
 		}
 	}
@@ -357,10 +360,7 @@ func (x *Exec) process() (*specs.Process, error) {
 	}
 	cfg.Env = runspec.ReplaceEnv(cfg.Env, req.Env)
 	hc := *rec.HostConfig
-	user := rec.Config.User
-	if req.User != "" {
-		user = req.User
-	}
+	user := cmp.Or(req.User, rec.Config.User)
 	hc.Privileged = hc.Privileged || req.Privileged
 	hc.ConsoleSize = [2]uint{}
 	if req.ConsoleSize != nil {

@@ -53,7 +53,7 @@ func Parse(cfg *apicontainer.Config, h *apicontainer.HostConfig, lent []record.M
 		if !path.IsAbs(dest) || dest == "/" {
 			return nil, invalid("invalid volume specification: '%s'", dir)
 		}
-		add(record.Mount{Anon: true, MountPoint: apicontainer.MountPoint{Type: mount.TypeVolume, Destination: dest, RW: true}})
+		add(record.Mount{Anon: true, MountPoint: apicontainer.MountPoint{Type: mount.TypeVolume, Driver: h.VolumeDriver, Destination: dest, RW: true}})
 	}
 	return all, nil
 }
