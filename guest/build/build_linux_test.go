@@ -164,3 +164,18 @@ func TestPublished(t *testing.T) {
 		}
 	}
 }
+
+func TestNormalNames(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "*": "*", "a": "docker.io/library/a:latest", "a,localhost:5000/b/c:1": "docker.io/library/a:latest,localhost:5000/b/c:1",
+		"A B": "error", "a,": "error",
+	} {
+		got, err := normalNames(in)
+		if err != nil {
+			got = "error"
+		}
+		if got != want {
+			t.Errorf("%q is %q, %v, want %q", in, got, err, want)
+		}
+	}
+}

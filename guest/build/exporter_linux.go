@@ -2,11 +2,14 @@ package build
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/exporter"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -31,6 +34,14 @@ func (e imageExporter) Resolve(ctx context.Context, id int, opt map[string]strin
 	if attrs == nil {
 		attrs = map[string]string{}
 	}
+	name := string(exptypes.OptKeyName)
+	names, err := normalNames(attrs[name])
+	if err != nil {
+		return nil, err
+	}
+	if names != "" {
+		attrs[name] = names
+	}
 	setDefault(attrs, exptypes.OptKeyUnpack, "true")
 	setDefault(attrs, exptypes.OptKeyDanglingPrefix, danglingPrefix)
 	setDefault(attrs, exptypes.OptKeyDanglingEmptyOnly, "true")
@@ -38,9 +49,9 @@ func (e imageExporter) Resolve(ctx context.Context, id int, opt map[string]strin
 		// The time of a build is the user's; the bytes go to a registry at most.
 		setDefault(attrs, exptypes.OptKeyCompressionLevel, "1")
 	}
-	names := &wantedNames{readOnlyImages: e.w.ImageStore.(readOnlyImages)}
+	wanted := &wantedNames{readOnlyImages: e.w.ImageStore.(readOnlyImages)}
 	inner, err := imageexporter.New(imageexporter.Opt{
-		Images: names, SessionManager: e.sm, ImageWriter: e.w.writer,
+		Images: wanted, SessionManager: e.sm, ImageWriter: e.w.writer,
 		RegistryHosts: e.w.RegistryHosts, LeaseManager: e.w.LeaseManager(),
 	})
 	if err != nil {
@@ -50,7 +61,24 @@ func (e imageExporter) Resolve(ctx context.Context, id int, opt map[string]strin
 	if err != nil {
 		return nil, err
 	}
-	return &imageExport{ExporterInstance: inst, w: e.w, names: names}, nil
+	return &imageExport{ExporterInstance: inst, w: e.w, names: wanted}, nil
+}
+
+// normalNames gives names of images, separated by commas, their domain and tag. "*"
+// stands for what the build says itself.
+func normalNames(list string) (string, error) {
+	if list == "" || list == "*" {
+		return list, nil
+	}
+	names := strings.Split(list, ",")
+	for i, n := range names {
+		named, err := reference.ParseNormalizedNamed(n)
+		if err != nil {
+			return "", fmt.Errorf("invalid image name %q: %w", n, err)
+		}
+		names[i] = reference.TagNameOnly(named).String()
+	}
+	return strings.Join(names, ","), nil
 }
 
 // danglingPrefix begins the store's names of images without names.

@@ -2,20 +2,17 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"strings"
 	"time"
 
 	"github.com/distribution/reference"
-	bkclient "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway/client"
-	"github.com/moby/buildkit/identity"
-	"github.com/moby/buildkit/util/progress"
-	digest "github.com/opencontainers/go-digest"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 )
 
 // frontendTime is how long a registry may take to say that it has a frontend.
@@ -30,10 +27,16 @@ func buildDockerfile(ctx context.Context, c client.Client) (*client.Result, erro
 
 // offlineClient answers a request for the published Dockerfile frontend where
 // there is no registry.
-type offlineClient struct{ client.Client }
+type offlineClient struct {
+	client.Client
+	dockerfile digest.Digest // of the step that reads the Dockerfile
+}
 
 // Solve implements client.Client.
 func (c *offlineClient) Solve(ctx context.Context, req client.SolveRequest) (*client.Result, error) {
+	if c.dockerfile == "" {
+		c.dockerfile = head(req.Definition)
+	}
 	ref := req.FrontendOpt["source"]
 	if req.Frontend != "gateway.v0" || !published(ref) {
 		return c.Client.Solve(ctx, req)
@@ -44,8 +47,23 @@ func (c *offlineClient) Solve(ctx context.Context, req client.SolveRequest) (*cl
 	if err == nil || ctx.Err() != nil {
 		return c.Client.Solve(ctx, req)
 	}
-	say(ctx, fmt.Sprintf("%s cannot be fetched, using the built-in Dockerfile frontend instead (%s)", ref, lastLine(err)))
+	text := fmt.Sprintf("%s cannot be fetched, the built-in Dockerfile frontend is used in its place", ref)
+	if c.dockerfile != "" {
+		_ = c.Warn(ctx, c.dockerfile, text, client.WarnOpts{Level: 1, Detail: [][]byte{[]byte(err.Error())}})
+	}
 	return dockerfile.Build(ctx, &builtinClient{c.Client})
+}
+
+// head returns the digest of the step whose result a definition is, or "".
+func head(def *pb.Definition) digest.Digest {
+	if def == nil || len(def.Def) == 0 {
+		return ""
+	}
+	var op pb.Op
+	if proto.Unmarshal(def.Def[len(def.Def)-1], &op) != nil || len(op.Inputs) == 0 {
+		return ""
+	}
+	return digest.Digest(op.Inputs[0].Digest)
 }
 
 // published says whether ref is a release of the Dockerfile frontend that the
@@ -53,30 +71,6 @@ func (c *offlineClient) Solve(ctx context.Context, req client.SolveRequest) (*cl
 func published(ref string) bool {
 	named, err := reference.ParseNormalizedNamed(ref)
 	return err == nil && named.Name() == "docker.io/docker/dockerfile"
-}
-
-// say shows a line among the steps of the build.
-func say(ctx context.Context, text string) {
-	w, ok, _ := progress.NewFromContext(ctx)
-	if !ok {
-		return
-	}
-	defer w.Close()
-	now := time.Now()
-	v := bkclient.Vertex{Digest: digest.FromString(identity.NewID()), Name: text, Started: &now, Completed: &now}
-	_ = w.Write(v.Digest.String(), v)
-}
-
-func lastLine(err error) string {
-	var last error
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		last = e
-	}
-	text := last.Error()
-	if i := strings.LastIndexByte(text, '\n'); i >= 0 {
-		text = text[i+1:]
-	}
-	return text
 }
 
 // builtinClient hides the directive from the frontend: it takes an option that

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthvm/berth/guest/image/rootfs"
 )
@@ -123,6 +124,11 @@ func (s *Store) lowerOf(ctx context.Context, manifest, chain digest.Digest) ([]s
 		}
 	}
 	lower, err := s.layerDirs(ctx, chain)
+	if errdefs.IsNotFound(err) {
+		if err = s.unpackLate(ctx, manifest); err == nil {
+			lower, err = s.layerDirs(ctx, chain)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +136,21 @@ func (s *Store) lowerOf(ctx context.Context, manifest, chain digest.Digest) ([]s
 	s.rootfs.lower[manifest], s.rootfs.lease[manifest] = lower, true
 	s.rootfs.mu.Unlock()
 	return lower, nil
+}
+
+// unpackLate unpacks an image that is in the store but not unpacked: what was built
+// for another machine's platform.
+func (s *Store) unpackLate(ctx context.Context, manifest digest.Digest) error {
+	info, err := s.content.Info(ctx, manifest)
+	if err != nil {
+		return err
+	}
+	ctx, done, err := s.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.unpackMade(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: manifest, Size: info.Size})
 }
 
 // keep makes the lease that holds an image in use: its manifest, by which its
