@@ -235,7 +235,11 @@ func folders(cfg config, w wire.Welcome) hostpath.Map {
 	}
 	var m hostpath.Map
 	for _, s := range w.Shares {
-		m = append(m, hostpath.Folder{Path: s.Path, Dir: filepath.Join(cfg.run, "share", s.Tag), Mounted: true})
+		f := hostpath.Folder{Path: s.Path, Dir: filepath.Join(cfg.run, "share", s.Tag), Mounted: true}
+		if drive, ok := hostpath.FromDrive(s.Path); ok {
+			f.Path, f.Windows = drive, true
+		}
+		m = append(m, f)
 	}
 	return m
 }

@@ -1,6 +1,6 @@
 // Package hostpath finds the files that paths of the host mean in the guest,
-// where the host's folders are mounted. Everything but this comment is Linux
-// only.
+// where the host's folders are mounted. Everything but what reads paths of Windows
+// is Linux only.
 //
 // A bind mount's source is always a path of the host, never one of the machine.
 // It is resolved as the host would: name by name, symbolic links included, whose

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,8 +41,11 @@ const (
 
 // Folder is one folder of the host, under one of its names there.
 type Folder struct {
-	Path string // on the host, absolute and clean
+	Path string // on the host, absolute and clean; of Windows, as FromDrive has it
 	Dir  string // in the machine
+	// Windows is set where the host is one: names are the same whatever their case,
+	// and paths are read by Windows.
+	Windows bool
 	// Mounted is set where Dir must be the mount of a folder, which may be under
 	// way: see Map.Open.
 	Mounted bool
@@ -57,8 +61,12 @@ func All() Map { return Map{{Path: "/", Dir: "/"}} }
 // missing are made. The error wraps ErrOutside, fs.ErrNotExist or a system
 // call's. A folder that is still being mounted is waited for.
 func (m Map) Open(ctx context.Context, name string, create bool) (*os.File, error) {
+	literal := name
+	if m.windows() {
+		name, _ = Windows(name)
+	}
 	if !path.IsAbs(name) || strings.ContainsRune(name, 0) {
-		return nil, fmt.Errorf("%q is not an absolute path", name)
+		return nil, fmt.Errorf("%q is not an absolute path", literal)
 	}
 	w := walk{folders: m, create: create, pending: split(name)}
 	defer w.leave()
@@ -70,6 +78,11 @@ func (m Map) Open(ctx context.Context, name string, create bool) (*os.File, erro
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// windows says whether the host is a Windows.
+func (m Map) windows() bool {
+	return slices.ContainsFunc(m, func(f Folder) bool { return f.Windows })
 }
 
 func split(p string) []string {
@@ -119,6 +132,9 @@ func (w *walk) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if len(w.fds) == 0 && w.folders.windows() {
+		return &OutsideError{ToDrive(w.path())}
+	}
 	if len(w.fds) == 0 {
 		return &OutsideError{w.path()}
 	}
@@ -128,7 +144,7 @@ func (w *walk) run(ctx context.Context) error {
 // enter goes into the folder whose top is here, if there is one.
 func (w *walk) enter(ctx context.Context) error {
 	for _, f := range w.folders {
-		if f.Path != w.path() {
+		if f.Path != w.path() && !(f.Windows && strings.EqualFold(f.Path, w.path())) {
 			continue
 		}
 		if err := f.wait(ctx); err != nil {
@@ -180,6 +196,9 @@ func (w *walk) down(ctx context.Context, name string) error {
 	}
 	if err != nil {
 		return &fs.PathError{Op: "follow", Path: path.Join(w.path(), name), Err: err}
+	}
+	if w.folders.windows() {
+		target = fromLink(target)
 	}
 	w.pending = append(split(target), w.pending...)
 	if !path.IsAbs(target) {

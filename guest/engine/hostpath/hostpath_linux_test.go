@@ -45,6 +45,49 @@ func world(t testing.TB) (Map, string) {
 		{Path: "/data", Dir: filepath.Join(top, "data")}, {Path: "/data/rw", Dir: filepath.Join(top, "rw")}}, top
 }
 
+// TestOpenWindows has the same folders on a Windows host.
+func TestOpenWindows(t *testing.T) {
+	_, top := world(t)
+	m := Map{{Path: "/c/Users/u", Dir: filepath.Join(top, "home"), Windows: true}, {Path: "/d/data", Dir: filepath.Join(top, "data"), Windows: true}}
+	for link, target := range map[string]string{"home/drive": `D:\data\sub`, "home/back": `src\deep`, "home/away": `C:\Windows`} {
+		if err := os.Symlink(target, filepath.Join(top, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		`C:\Users\u\src\file`:    "home/src/file",
+		`c:/users/U/src`:         "home/src",
+		`/c/Users/u/src`:         "home/src",
+		`//c/Users/u/src/../src`: "home/src",
+		`D:\data\sub\file`:       "data/sub/file",
+		`C:\Users\u\drive\file`:  "data/sub/file",
+		`C:\Users\u\back`:        "home/src/deep",
+	} {
+		f, err := m.Open(t.Context(), name, false)
+		if err != nil {
+			t.Errorf("Open(%q): %v", name, err)
+			continue
+		}
+		got, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+		f.Close()
+		if got != filepath.Join(top, want) {
+			t.Errorf("Open(%q) = %s, want %s", name, got, want)
+		}
+	}
+	for name, at := range map[string]string{`C:\Windows`: `C:\windows`, `C:\Users\u\away`: `C:\windows`, `E:\`: `E:\`, `/machine/secret`: `/machine/secret`} {
+		_, err := m.Open(t.Context(), name, false)
+		var outside *OutsideError
+		if !errors.As(err, &outside) || !strings.EqualFold(outside.Path, at) {
+			t.Errorf("Open(%q) = %v, want one outside at %s", name, err, at)
+		}
+	}
+	for _, name := range []string{`src`, `C:src`, `\\server\share`, ""} {
+		if _, err := m.Open(t.Context(), name, false); err == nil || errors.Is(err, ErrOutside) {
+			t.Errorf("Open(%q) = %v", name, err)
+		}
+	}
+}
+
 func TestOpen(t *testing.T) {
 	m, top := world(t)
 	for name, want := range map[string]string{

@@ -15,6 +15,7 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 
+	"github.com/berthvm/berth/guest/engine/hostpath"
 	"github.com/berthvm/berth/guest/engine/record"
 )
 
@@ -103,7 +104,7 @@ func checkTarget(dest string) error {
 // volumes.
 func parseBind(spec, driver string) (record.Mount, error) {
 	bad := invalid("invalid volume specification: '%s'", spec)
-	parts := strings.Split(spec, ":")
+	parts := hostpath.SplitSpec(spec)
 	m := record.Mount{MountPoint: apicontainer.MountPoint{RW: true}}
 	source := ""
 	switch {
@@ -121,7 +122,8 @@ func parseBind(spec, driver string) (record.Mount, error) {
 		return m, invalid("invalid mode: %s", m.Mode)
 	}
 	m.Type = mount.TypeVolume
-	if path.IsAbs(source) {
+	_, drive := hostpath.FromDrive(source)
+	if drive || path.IsAbs(source) {
 		m.Type = mount.TypeBind
 	}
 	var err error
@@ -135,7 +137,10 @@ func parseBind(spec, driver string) (record.Mount, error) {
 	}
 	m.Destination = path.Clean(m.Destination)
 	if m.Type == mount.TypeBind {
-		m.Source, m.FromBind, m.Propagation = path.Clean(source), true, mount.PropagationRPrivate
+		if !drive {
+			source = path.Clean(source)
+		}
+		m.Source, m.FromBind, m.Propagation = source, true, mount.PropagationRPrivate
 	} else {
 		m.Name, m.Anon, m.Driver = source, source == "", driver
 		if err := checkName(source); err != nil {
@@ -282,7 +287,11 @@ func parseBindMount(m *record.Mount, in mount.Mount) error {
 	if in.Source == "" {
 		return errNoSource
 	}
-	m.Source, m.Propagation = path.Clean(in.Source), mount.PropagationRPrivate
+	_, drive := hostpath.FromDrive(in.Source)
+	m.Source, m.Propagation = in.Source, mount.PropagationRPrivate
+	if !drive {
+		m.Source = path.Clean(in.Source)
+	}
 	if o := in.BindOptions; o != nil {
 		if o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
 			return fmt.Errorf("invalid propagation mode: %s", o.Propagation)
@@ -295,7 +304,7 @@ func parseBindMount(m *record.Mount, in mount.Mount) error {
 			m.ReadOnly = record.ReadOnlyTop
 		}
 	}
-	if !path.IsAbs(in.Source) {
+	if !drive && !path.IsAbs(in.Source) {
 		return fmt.Errorf("invalid mount path: '%s' mount path must be absolute", in.Source)
 	}
 	return nil

@@ -19,13 +19,16 @@ func TestBinds(t *testing.T) {
 		source, name, dest string
 		rw, anon, nocopy   bool
 	}{
-		"/a:/b":            {mount.TypeBind, "/a", "", "/b", true, false, false},
-		"/a/../c:/b/:ro":   {mount.TypeBind, "/c", "", "/b", false, false, false},
-		"vol:/b":           {mount.TypeVolume, "", "vol", "/b", true, false, false},
-		"vol:/b:nocopy,ro": {mount.TypeVolume, "", "vol", "/b", false, false, true},
-		"/b":               {mount.TypeVolume, "", "", "/b", true, true, false},
-		"/a:/b:rshared,z":  {mount.TypeBind, "/a", "", "/b", true, false, false},
-		"/a:/b:cached":     {mount.TypeBind, "/a", "", "/b", true, false, false},
+		"/a:/b":             {mount.TypeBind, "/a", "", "/b", true, false, false},
+		"/a/../c:/b/:ro":    {mount.TypeBind, "/c", "", "/b", false, false, false},
+		"vol:/b":            {mount.TypeVolume, "", "vol", "/b", true, false, false},
+		"vol:/b:nocopy,ro":  {mount.TypeVolume, "", "vol", "/b", false, false, true},
+		"/b":                {mount.TypeVolume, "", "", "/b", true, true, false},
+		"/a:/b:rshared,z":   {mount.TypeBind, "/a", "", "/b", true, false, false},
+		`C:\Users\me:/b:ro`: {mount.TypeBind, `C:\Users\me`, "", "/b", false, false, false},
+		"c:/Users/me:/b":    {mount.TypeBind, "c:/Users/me", "", "/b", true, false, false},
+		"//c/Users/me:/b":   {mount.TypeBind, "/c/Users/me", "", "/b", true, false, false},
+		"/a:/b:cached":      {mount.TypeBind, "/a", "", "/b", true, false, false},
 	} {
 		m, err := parseBind(spec, "")
 		if err != nil || m.Type != want.kind || m.Source != want.source || m.Name != want.name || m.Destination != want.dest ||
@@ -38,6 +41,13 @@ func TestBinds(t *testing.T) {
 		if m, err := parseBind(spec, ""); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %+v, %v", spec, m, err)
 		}
+	}
+}
+
+func TestDriveMount(t *testing.T) {
+	m, err := parseMount(mount.Mount{Type: mount.TypeBind, Source: `C:\Users\me`, Target: "/b"})
+	if err != nil || m.Source != `C:\Users\me` {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
 
