@@ -87,8 +87,8 @@ const defaultConfig = `# The configuration of a Berth machine; it is read when t
 #stop-timeout: 1m
 #dns: [192.0.2.53]       # instead of the host's resolvers
 #proxy: {http: "http://proxy:3128", https: "http://proxy:3128", no: "localhost"}
-#ca-bundle: /path/to/more-roots.pem
-#shares: [~, /tmp]       # folders that containers may mount; {path: ~/data, read-only: true} for one that is only to be read
+#ca-bundle: ` + rootsExample + `
+#shares: ` + defaultSharesText + `# folders that containers may mount; {path: ~/data, read-only: true} for one that is only to be read
 `
 
 // DefaultConfig is the configuration of a machine whose file says nothing.

@@ -22,6 +22,18 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestConfigWindowsLines: an editor of Windows ends lines otherwise, and may begin
+// with a mark.
+func TestConfigWindowsLines(t *testing.T) {
+	c, err := ParseConfig([]byte("\ufeffcpus: 3\r\n# a comment\r\nmemory: 1GiB\r\ndns:\r\n  - 192.0.2.1\r\n"), "f")
+	if err != nil || c.CPUs != 3 || c.Memory != 1<<30 || len(c.DNS) != 1 || c.DNS[0] != "192.0.2.1" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := ParseConfig([]byte("cpus: 3\r\nmemroy: 1GiB\r\n"), "f"); err == nil || !strings.Contains(err.Error(), `f:2: unknown key "memroy"`) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestConfigTemplate: what the comments call defaults are the defaults.
 func TestConfigTemplate(t *testing.T) {
 	var lines []string

@@ -88,7 +88,7 @@ func (m Machine) DiskUsage() (size, allocated int64) {
 			if filepath.Ext(name) == rawSuffix {
 				size = info.Size()
 			}
-			allocated += allocatedBytes(info)
+			allocated += allocatedBytes(name, info)
 		}
 	}
 	return size, allocated

@@ -108,8 +108,13 @@ func FreeBytes(path string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
+const rootsExample = "/path/to/more-roots.pem"
+
+// defaultSharesText is what the configuration's template says of them, filled up.
+const defaultSharesText = "[~, /tmp]       "
+
 // allocatedBytes is what a sparse file really occupies.
-func allocatedBytes(info os.FileInfo) int64 {
+func allocatedBytes(_ string, info os.FileInfo) int64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return st.Blocks * 512
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 )
@@ -59,8 +60,28 @@ func FreeBytes(path string) (int64, error) {
 	return int64(free), nil
 }
 
-// allocatedBytes has no cheap answer here: the size is the upper bound.
-func allocatedBytes(info os.FileInfo) int64 { return info.Size() }
+const rootsExample = `C:\path\to\more-roots.pem`
+
+// defaultSharesText is what the configuration's template says of them, filled up.
+// The folder for temporary files lies in the user's.
+const defaultSharesText = "[~]             "
+
+var procCompressedSize = windows.NewLazySystemDLL("kernel32.dll").NewProc("GetCompressedFileSizeW")
+
+// allocatedBytes is what a sparse file really occupies.
+func allocatedBytes(path string, info os.FileInfo) int64 {
+	p, err := windows.UTF16PtrFromString(path)
+	if err != nil {
+		return info.Size()
+	}
+	const invalid = 0xffffffff
+	var high uint32
+	low, _, err := procCompressedSize.Call(uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&high)))
+	if uint32(low) == invalid && err != windows.ERROR_SUCCESS {
+		return info.Size() // the upper bound
+	}
+	return int64(high)<<32 | int64(uint32(low))
+}
 
 // makeSparse marks f so that NTFS does not allocate its holes.
 func makeSparse(f *os.File) error {
