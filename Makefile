@@ -129,9 +129,9 @@ fuzz: ## every fuzzer for FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: test-full
-test-full: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz ## what is longer than `make test`; each part can be run alone, and again
+test-full: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz test-full-windows ## what is longer than `make test`; each part can be run alone, and again
 
-.PHONY: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz
+.PHONY: test-full-race test-full-oci test-full-e2e test-full-arm64 test-full-tray test-full-fuzz test-full-windows
 test-full-race: registry
 	@scripts/deps gcc libc6-dev fish zsh
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
@@ -149,6 +149,13 @@ test-full-tray: build # the icon on a real desktop; its pictures are in bin/tray
 	@scripts/once $@ env BERTH_VM=1 BERTH_TRAY=1 go test -count=1 -timeout 20m -v -run TestTray ./host/e2e
 test-full-fuzz: deps
 	@scripts/once $@ scripts/fuzz $(FUZZTIME)
+
+test-full-windows: deps
+	@scripts/once $@ scripts/check-windows
+
+.PHONY: check-windows
+check-windows: deps ## what runs on Windows, under Wine: tests, the call path to Hyper-V, the command line
+	@scripts/check-windows
 
 .PHONY: clean
 clean: ## remove bin/ (machines and downloads stay)

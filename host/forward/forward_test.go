@@ -20,7 +20,9 @@ import (
 	"github.com/berthvm/berth/guest/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/Microsoft/go-winio.ioCompletionProcessor")) // one for all pipes
+}
 
 func tcpListener(t *testing.T) net.Listener {
 	t.Helper()
