@@ -306,7 +306,7 @@ func TestShareCopy(t *testing.T) {
 				}
 				os.Remove(dir + "/rw/in")
 			}
-			c.fails(t, "read-only file system", "cp", in, id+":/ro/in")
+			c.fails(t, "mounted volume is marked read-only", "cp", in, id+":/ro/in")
 		})
 	}
 }
