@@ -24,7 +24,7 @@ func TestOnParent(t *testing.T) {
 		t.Run(tc.driver+" "+tc.options, func(t *testing.T) {
 			name := "lan-" + tc.driver
 			t.Cleanup(func() {
-				c.exec("rm", "-f", "-t", "0", "on-"+name)
+				c.exec("rm", "-f", "on-"+name)
 				c.exec("network", "rm", name)
 			})
 			args := []string{"network", "create", "-d", tc.driver, "--subnet", "10.77.0.0/24", "--ip-range", "10.77.0.64/26"}
@@ -55,7 +55,7 @@ func TestPortFollows(t *testing.T) {
 	h := machine(t)
 	c, api := h.berth(), h.engine(t)
 	t.Cleanup(func() {
-		c.exec("rm", "-f", "-t", "0", "moving")
+		c.exec("rm", "-f", "moving")
 		c.exec("network", "rm", "inside", "outside")
 	})
 	c.ok(t, "network", "create", "--internal", "inside")

@@ -277,9 +277,6 @@ func Ports(cfg *apicontainer.Config, h *apicontainer.HostConfig) ([]Port, error)
 		}
 		for _, b := range bindings {
 			w := Port{Port: port, HostIP: b.HostIP}
-			if w.HostIP.IsUnspecified() {
-				w.HostIP = netip.Addr{}
-			}
 			if b.HostPort != "" {
 				r, err := apinet.ParsePortRange(b.HostPort)
 				if err != nil {

@@ -239,7 +239,7 @@ func TestPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Port{
-		{Port: apinet.MustParsePort("53/udp")},
+		{Port: apinet.MustParsePort("53/udp"), HostIP: netip.IPv4Unspecified()}, // of this family only
 		{Port: apinet.MustParsePort("80/tcp")},
 		{Port: apinet.MustParsePort("443/tcp"), First: 8443, Last: 8443},
 		{Port: apinet.MustParsePort("443/tcp"), HostIP: netip.MustParseAddr("127.0.0.1"), First: 9000, Last: 9002},
