@@ -50,6 +50,7 @@ func (s *Server) images() {
 		}
 		return c.reply(http.StatusOK, list)
 	})
+	s.handle("GET", "/images/{name...}/attestations", s.imageAttestations)
 	s.handle("POST", "/images/{name...}/push", s.imagePush)
 	s.handle("POST", "/images/{name...}/tag", func(c *call) error {
 		ref := c.query("repo")
@@ -146,6 +147,30 @@ func (s *Server) imageInspect(c *call) error {
 		return err
 	}
 	return c.reply(http.StatusOK, shaped)
+}
+
+func (s *Server) imageAttestations(c *call) error {
+	values := c.URL.Query()["platform"]
+	if len(values) > 1 {
+		return invalid("only one platform value is currently supported")
+	}
+	o := images.AttestationOptions{Bodies: c.flag("statement")}
+	for _, v := range values {
+		var err error
+		if o.Platform, err = images.ParsePlatform(v); err != nil {
+			return err
+		}
+	}
+	for _, v := range c.URL.Query()["type"] {
+		if v = strings.TrimSpace(v); v != "" {
+			o.Predicates = append(o.Predicates, v)
+		}
+	}
+	list, err := s.cfg.Images.Attestations(c.Context(), c.vars["name"], o)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, list)
 }
 
 // auth reads the header that says who asks a registry. A malformed one counts as

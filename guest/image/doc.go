@@ -26,6 +26,7 @@
 //	Push(ctx, ref string, PushOptions) ([]Pushed, error)
 //	List(ctx, ListOptions) ([]Image, error)
 //	Get(ctx, refOrID string) (Image, error); GetPlatform(ctx, refOrID, *ocispec.Platform) (Image, error)
+//	Attestations(ctx, refOrID string, AttestationOptions) ([]Statement, error)
 //	History(ctx, refOrID string, *ocispec.Platform) ([]History, error); Distribution(ctx, ref string, Auth) (ocispec.Descriptor, []ocispec.Platform, error)
 //	Tag(ctx, refOrID, newRef string) (Image, error)
 //	Remove(ctx, refOrID string, RemoveOptions) ([]Deleted, error); RemovePlatforms(ctx, refOrID string, []ocispec.Platform, RemoveOptions) ([]Deleted, error)

@@ -219,6 +219,40 @@ func TestPullBuiltin(t *testing.T) {
 	}
 }
 
+// TestStatements: the statements about one platform's manifest are told.
+func TestStatements(t *testing.T) {
+	s := open(t, forAmd64)
+	img := simple(t, "a")
+	about, manifest := img.desc.Digest.String(), img.desc
+	manifest.Platform = &amd64
+	statement := img.add("application/vnd.in-toto+json", []byte(`{"predicateType":"https://x/provenance"}`))
+	statement.Annotations = map[string]string{predicateAnnotation: "https://x/provenance"}
+	config := img.addJSON(t, ocispec.MediaTypeImageConfig, ocispec.Image{RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{statement.Digest}}})
+	attestation := img.addJSON(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{statement}})
+	attestation.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+	attestation.Annotations = map[string]string{attestationAnnotation: "attestation-manifest", AttestedAnnotation: about}
+	img.desc = img.addJSON(t, ocispec.MediaTypeImageIndex, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest, attestation}})
+	load(t, s, img, "docker.io/library/attested:1")
+	for _, tc := range []struct {
+		o    AttestationOptions
+		want int
+	}{{AttestationOptions{}, 1}, {AttestationOptions{Bodies: true, Predicates: []string{"https://x/provenance"}}, 1}, {AttestationOptions{Predicates: []string{"other"}}, 0}} {
+		list, err := s.Attestations(t.Context(), "attested:1", tc.o)
+		if err != nil || len(list) != tc.want || len(list) > 0 && (list[0].Body != nil) != tc.o.Bodies {
+			t.Errorf("%+v: %+v, %v", tc.o, list, err)
+		}
+	}
+	if _, err := s.Attestations(t.Context(), "attested:1", AttestationOptions{Platform: &s390x}); !errdefs.IsNotFound(err) {
+		t.Errorf("another platform: %v", err)
+	}
+	load(t, s, simple(t, "plain"), "docker.io/library/plain:1")
+	if list, err := s.Attestations(t.Context(), "plain:1", AttestationOptions{}); err != nil || len(list) != 0 {
+		t.Errorf("an image without: %v, %v", list, err)
+	}
+}
+
 // TestDistribution: what a registry has is told without a pull.
 func TestDistribution(t *testing.T) {
 	reg := startRegistry(t, "")

@@ -253,7 +253,7 @@ func summaries(img image.Image, users []engine.ImageUser) []apiimage.ManifestSum
 		if m.Attestation {
 			sum.Kind = apiimage.ManifestKindAttestation
 			sum.AttestationData = &apiimage.AttestationProperties{
-				For: digest.Digest(m.Descriptor.Annotations["vnd.docker.reference.digest"])}
+				For: digest.Digest(m.Descriptor.Annotations[image.AttestedAnnotation])}
 			out = append(out, sum)
 			continue
 		}
@@ -434,6 +434,29 @@ func (s *Service) Save(ctx context.Context, names []string, platforms []ocispec.
 		return write(ctx, w)
 	}, nil
 }
+
+// Attestations returns the statements that came with an image.
+func (s *Service) Attestations(ctx context.Context, name string, o image.AttestationOptions) ([]apiimage.AttestationStatement, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
+	list, err := s.store.Attestations(ctx, name, o)
+	if err != nil {
+		return nil, err
+	}
+	out := []apiimage.AttestationStatement{}
+	for _, st := range list {
+		item := apiimage.AttestationStatement{Descriptor: st.Descriptor, PredicateType: st.Predicate}
+		if o.Bodies {
+			item.Statement = &st.Body
+		}
+		out = append(out, item)
+	}
+	return out, nil
+}
+
+// AttestationOptions select statements.
+type AttestationOptions = image.AttestationOptions
 
 // Distribution says what a registry has under a name.
 func (s *Service) Distribution(ctx context.Context, name string, auth Auth) (*registry.DistributionInspect, error) {
