@@ -63,7 +63,7 @@ func (b *building) network(ctx context.Context) error {
 func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.AttachRequest {
 	want := rec.Endpoints[name]
 	req := network.AttachRequest{ContainerID: rec.ID, ContainerName: rec.Name, Network: name, NetNS: netns,
-		GatewayPriority: want.GwPriority, DriverOpts: want.DriverOpts, Names: dnsNames(rec, want)}
+		GatewayPriority: want.GwPriority, DriverOpts: want.DriverOpts, Names: dnsNames(rec, want), DNS: rec.HostConfig.DNS}
 	if len(want.MacAddress) > 0 {
 		req.MAC = want.MacAddress.String()
 	}

@@ -345,7 +345,7 @@ func TestDefaultBridge(t *testing.T) {
 			m.must(err)
 			l, err := c.ByName("eth0")
 			m.must(err)
-			m.must(c.ReplaceDefault(l.Index, addr("192.0.2.2")))
+			m.must(c.SetDefault(l.Index, false, addr("192.0.2.2"), false))
 			c.Close()
 		}
 		for _, network := range []string{"tcp", "udp"} {
@@ -539,6 +539,22 @@ func TestConnectAndDisconnect(t *testing.T) {
 	if err := m.Detach(ctx, a.id, "alpha"); !errdefs.IsNotFound(err) {
 		t.Errorf("second detach: %v", err)
 	}
+	// A default route of the container's own is not overruled.
+	own := m.container("own", "closed")
+	c, err := own.ns.Dial()
+	m.must(err)
+	defer c.Close()
+	l, err := c.ByName("eth0")
+	m.must(err)
+	m.must(c.SetDefault(l.Index, false, addr("172.20.0.1"), false))
+	if _, err := m.Attach(ctx, AttachRequest{ContainerID: own.id, ContainerName: "own", Network: "zeta", NetNS: own.path}); err == nil || !strings.Contains(err.Error(), "failed to set gateway: file exists") {
+		t.Errorf("attach beside a route of the container's: %v", err)
+	}
+	if _, err := c.ByName("eth1"); !link.IsNotExist(err) || len(m.Endpoints(own.id)) != 1 {
+		t.Errorf("the failed attach left something: %v, %v", err, m.Endpoints(own.id))
+	}
+	m.must(c.DeleteDefault(false))
+	own.attach(AttachRequest{Network: "zeta"})
 	b := m.container("b")
 	b.attach(AttachRequest{Network: "alpha"})
 	p := b.attach(AttachRequest{Network: "zeta", GatewayPriority: 5})

@@ -122,8 +122,9 @@ func (m *Manager) Attach(ctx context.Context, req AttachRequest) (Endpoint, erro
 		m.mu.Lock()
 		sb.endpoints = before
 		m.mu.Unlock()
+		err = errors.Join(err, m.dropInterface(ep), m.settle(sb)) // the next Attach may need the name
 		m.discard(ep)
-		return Endpoint{}, errors.Join(err, m.settle(sb))
+		return Endpoint{}, err
 	}
 	return ep.clone(), nil
 }
@@ -576,25 +577,24 @@ func setRoutes(ns *link.NS, have, want [2]route) error {
 		if w == have[i] {
 			continue
 		}
-		if err := setRoute(c, i == 1, w); err != nil {
+		if err := setRoute(c, i == 1, w, have[i].iface != ""); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func setRoute(c *link.Conn, v6 bool, w route) error {
+// setRoute changes one default route. One that is not ours to replace, which the
+// container has made itself, is an error.
+func setRoute(c *link.Conn, v6 bool, w route, replace bool) error {
 	if w.iface == "" {
 		return c.DeleteDefault(v6)
 	}
 	l, err := c.ByName(w.iface)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case w.gw.IsValid():
-		return c.ReplaceDefault(l.Index, w.gw)
 	}
-	return c.DirectDefault(l.Index, v6)
+	return c.SetDefault(l.Index, v6, w.gw, replace)
 }
 
 // Detach undoes one Attach. The error is errdefs' NotFound when the container is

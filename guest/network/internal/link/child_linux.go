@@ -88,13 +88,3 @@ func (c *Conn) add(l netlink.Link) error {
 	}
 	return nil
 }
-
-// DirectDefault makes the default route of one family lead to an interface, with
-// no gateway in between.
-func (c *Conn) DirectDefault(index int, v6 bool) error {
-	r := &netlink.Route{LinkIndex: index, Dst: ipNet(defaultOf(v6)), Scope: netlink.SCOPE_LINK}
-	if err := c.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("cannot set the default route: %w", err)
-	}
-	return nil
-}

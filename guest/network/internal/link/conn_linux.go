@@ -229,11 +229,22 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	return nil
 }
 
-// ReplaceDefault makes the default route of gw's family lead to gw.
-func (c *Conn) ReplaceDefault(index int, gw netip.Addr) error {
-	r := &netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Dst: ipNet(defaultOf(gw.Is6()))}
-	if err := c.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("cannot set the default route by %s: %w", gw, err)
+// SetDefault makes the default route of one family lead to gw or, where that is the
+// zero value, to the interface itself. With replace it takes the place of the one
+// there is; without, that there is one, which somebody else made, is an error.
+func (c *Conn) SetDefault(index int, v6 bool, gw netip.Addr, replace bool) error {
+	r := &netlink.Route{LinkIndex: index, Dst: ipNet(defaultOf(v6))}
+	if gw.IsValid() {
+		r.Gw = gw.AsSlice()
+	} else {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	set := c.h.RouteAdd
+	if replace {
+		set = c.h.RouteReplace
+	}
+	if err := set(r); err != nil {
+		return fmt.Errorf("failed to set gateway: %w", err)
 	}
 	return nil
 }

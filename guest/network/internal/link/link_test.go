@@ -60,7 +60,7 @@ func TestVethJoinsBridgeAndContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := in.ReplaceDefault(eth.Index, netip.MustParseAddr("10.0.0.1")); err != nil {
+	if err := in.SetDefault(eth.Index, false, netip.MustParseAddr("10.0.0.1"), false); err != nil {
 		t.Fatal(err)
 	}
 	addrs, err := in.Addrs()
