@@ -74,6 +74,21 @@ func (c *Container) PIDFD() *os.File {
 // filter. It must not be changed. It is nil for what a creator left that died.
 func (c *Container) Spec() *specs.Spec { return c.state.Spec }
 
+// isGuest says whether a container lives in a mount namespace that is not its own,
+// and whether that is its creator's. Its mounts there, with its root as the
+// topmost, are not gone with its processes.
+func isGuest(spec *specs.Spec) (guest, inherited bool) {
+	if spec == nil || spec.Linux == nil {
+		return false, false
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.MountNamespace {
+			return ns.Path != "", false
+		}
+	}
+	return true, true
+}
+
 // CgroupPath is the container's cgroup from the hierarchy's root, or "".
 func (c *Container) CgroupPath() string { return c.state.Cgroup }
 
@@ -391,6 +406,11 @@ func (c *Container) Delete(ctx context.Context) error {
 	existed := true
 	if _, err := os.Lstat(c.dir); err != nil {
 		existed = false
+	}
+	if guest, inherited := isGuest(c.Spec()); existed && guest && inherited {
+		if err := unix.Unmount(c.state.Rootfs, unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("delete container %s: unmount its root: %w", c.id, err)
+		}
 	}
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.id, err)

@@ -91,6 +91,17 @@ func (p *plan) create(ctx context.Context) (*Container, error) {
 	if p.newUser {
 		l.command.MapIDs = p.mapIDs
 	}
+	if p.order.Guest && p.mountNS == "" {
+		under, err := rootMount(p.order.Rootfs)
+		if err != nil {
+			return nil, err
+		}
+		undo.add(func() {
+			if now, err := rootMount(p.order.Rootfs); err == nil && now != under {
+				_ = unix.Unmount(p.order.Rootfs, unix.MNT_DETACH)
+			}
+		})
+	}
 	l.forked = func(pid int) error { return p.forked(c, pid) }
 	l.hooks = func(int) error { return p.outerHooks(ctx, c) }
 	l.ready = func(int) error { return p.ready(c) }
@@ -164,18 +175,20 @@ func (p *plan) makeGroup(c *Container, l *launch, undo, tidy *cleanup) error {
 // openNamespaces opens what is to be joined and makes sure of its kind. The user
 // namespace comes last: the others may need rights that it takes away.
 func (p *plan) openNamespaces(l *launch, tidy *cleanup) error {
+	if p.mountNS != "" {
+		f, err := openNamespace(specs.LinuxNamespace{Type: specs.MountNamespace, Path: p.mountNS}, tidy)
+		if err != nil {
+			return err
+		}
+		l.mountNS = f
+	}
 	var user *fork.Namespace
 	for _, ns := range p.joins {
-		f, err := os.OpenFile(ns.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		f, err := openNamespace(ns, tidy)
 		if err != nil {
-			return badf("linux.namespaces: %s: %w", ns.Type, err)
+			return err
 		}
-		tidy.add(func() { f.Close() })
 		want := int(cloneFlags[ns.Type])
-		kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
-		if err != nil || kind != want {
-			return badf("linux.namespaces: %s: %s is not a %s namespace", ns.Type, ns.Path, ns.Type)
-		}
 		enter := fork.Namespace{File: f, Type: want}
 		if p.warm != nil {
 			l.joins = append(l.joins, join{f, want})
@@ -191,6 +204,28 @@ func (p *plan) openNamespaces(l *launch, tidy *cleanup) error {
 		l.command.Join = append(l.command.Join, *user)
 	}
 	return nil
+}
+
+func openNamespace(ns specs.LinuxNamespace, tidy *cleanup) (*os.File, error) {
+	f, err := os.OpenFile(ns.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, badf("linux.namespaces: %s: %w", ns.Type, err)
+	}
+	tidy.add(func() { f.Close() })
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != int(cloneFlags[ns.Type]) {
+		return nil, badf("linux.namespaces: %s: %s is not a %s namespace", ns.Type, ns.Path, ns.Type)
+	}
+	return f, nil
+}
+
+// rootMount identifies the mount that is seen at the root file system's path.
+func rootMount(path string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, fmt.Errorf("root.path: %w", err)
+	}
+	return st.Mnt_id, nil
 }
 
 // openTrees opens what the first process cannot open by itself.

@@ -163,6 +163,14 @@ func (c *Container) joinAll(l *launch, tidy *cleanup) error {
 		return ErrNotRunning
 	}
 	l.mountNS = mnt
+	if guest, _ := isGuest(c.Spec()); guest {
+		root, err := os.OpenFile("/proc/"+strconv.Itoa(c.PID())+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil || exited(pidfd) {
+			return ErrNotRunning
+		}
+		tidy.add(func() { root.Close() })
+		l.rootTree = root
+	}
 	flags := 0
 	for _, ns := range c.Spec().Linux.Namespaces {
 		switch ns.Type {

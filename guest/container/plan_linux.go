@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -27,6 +28,7 @@ type plan struct {
 	flags   uint64 // CLONE_NEW*
 	joins   []specs.LinuxNamespace
 	newUser bool
+	mountNS string        // of another's mount namespace to join
 	group   *cgroup.Group // nil: none
 	binds   []bind
 	warm    *warm // nil: none fits
@@ -110,20 +112,21 @@ func (p *plan) namespaces() error {
 			return badf("linux.namespaces: %q is listed twice", ns.Type)
 		case ns.Path != "" && !path.IsAbs(ns.Path):
 			return badf("linux.namespaces: path %q is not absolute", ns.Path)
-		case ns.Path != "" && ns.Type == specs.MountNamespace:
-			return badf("linux.namespaces: joining a mount namespace is not supported: a container needs its own")
 		}
 		seen[ns.Type] = true
-		if ns.Path != "" {
+		if ns.Path != "" && ns.Type == specs.MountNamespace {
+			p.mountNS = ns.Path
+		} else if ns.Path != "" {
 			p.joins = append(p.joins, ns)
 		} else {
 			p.flags |= flag
 		}
 	}
-	if p.flags&unix.CLONE_NEWNS == 0 {
-		return badf("linux.namespaces: a container needs a mount namespace")
-	}
 	p.newUser = p.flags&unix.CLONE_NEWUSER != 0
+	p.order.Guest = p.flags&unix.CLONE_NEWNS == 0
+	if p.order.Guest && (p.newUser || slices.ContainsFunc(p.joins, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })) {
+		return badf("linux.namespaces: a container with a user namespace needs a mount namespace of its own")
+	}
 	p.order.Loopback = p.flags&unix.CLONE_NEWNET != 0
 	if p.flags&unix.CLONE_NEWTIME != 0 {
 		p.flags &^= unix.CLONE_NEWTIME
@@ -305,10 +308,17 @@ func (p *plan) unsupported() error {
 		return badf("linux.intelRdt: not supported")
 	case len(l.NetDevices) > 0:
 		return badf("linux.netDevices: not supported")
-	case l.MountLabel != "":
+	case l.MountLabel != "" && selinux():
 		return badf("linux.mountLabel: SELinux is not supported")
 	}
 	return nil
+}
+
+// selinux reports whether the kernel enforces SELinux's labels: elsewhere they
+// mean nothing.
+func selinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
 }
 
 // sysctls lets through only what belongs to a namespace of the container.

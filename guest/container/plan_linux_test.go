@@ -126,11 +126,11 @@ func TestBadSpec(t *testing.T) {
 		{hook(specs.Hook{Path: "/x", Args: []string{"\x00"}}), "hooks.poststop[0]"},
 		{hook(specs.Hook{Path: "/x", Env: []string{"\x00"}}), "hooks.poststop[0]"},
 
-		{without(specs.MountNamespace, func(*specs.Spec) {}), "mount namespace"},
+		{without(specs.MountNamespace, users(ok, ok)), "mount namespace"},
 		{namespaces(specs.LinuxNamespace{Type: "sound"}), "linux.namespaces: unknown"},
 		{namespaces(specs.LinuxNamespace{Type: specs.PIDNamespace}), "linux.namespaces"},
 		{namespaces(specs.LinuxNamespace{Type: specs.UserNamespace, Path: "x"}), "linux.namespaces"},
-		{without(specs.MountNamespace, namespaces(specs.LinuxNamespace{Type: specs.MountNamespace, Path: "/proc/1/ns/mnt"})), "linux.namespaces"},
+		{without(specs.MountNamespace, namespaces(specs.LinuxNamespace{Type: specs.MountNamespace, Path: "ns/mnt"})), "linux.namespaces"},
 		{func(s *specs.Spec) { s.Linux.UIDMappings = ok }, "linux.uidMappings"},
 		{users(nil, nil), "linux.uidMappings"},
 		{users(ok, nil), "gidMappings"},
@@ -166,7 +166,6 @@ func TestBadSpec(t *testing.T) {
 		{func(s *specs.Spec) { s.Linux.RootfsPropagation = "sideways" }, "linux.rootfsPropagation"},
 		{func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"x"} }, "linux.maskedPaths"},
 		{func(s *specs.Spec) { s.Linux.ReadonlyPaths = []string{"x"} }, "linux.readonlyPaths"},
-		{func(s *specs.Spec) { s.Linux.MountLabel = "x" }, "linux.mountLabel"},
 		{func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }, "linux.intelRdt"},
 		{func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "X"} }, "linux.memoryPolicy.mode"},
 		{func(s *specs.Spec) {

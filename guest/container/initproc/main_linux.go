@@ -97,15 +97,27 @@ func (p *process) common() error {
 	return p.scheduling()
 }
 
+// joinMounts joins another's mount namespace.
+func (p *process) joinMounts() error {
+	ns := p.file(p.o.MountNS)
+	if ns == order.None {
+		return nil
+	}
+	// The fs_struct is shared with the runtime's threads; setns needs its own.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return failed("unshare fs", err)
+	}
+	return failed("join the mount namespace", unix.Setns(ns, unix.CLONE_NEWNS))
+}
+
 // enter joins the mount namespace of a running container.
 func (p *process) enter() error {
-	if ns := p.file(p.o.MountNS); ns != order.None {
-		// The fs_struct is shared with the runtime's threads; setns needs its own.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return failed("unshare fs", err)
-		}
-		if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
-			return failed("join the mount namespace", err)
+	if err := p.joinMounts(); err != nil {
+		return err
+	}
+	if p.root = p.file(p.o.RootTree); p.root != order.None {
+		if err := p.changeRoot(); err != nil {
+			return err
 		}
 	}
 	var err error

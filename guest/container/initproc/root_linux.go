@@ -11,6 +11,7 @@ func (p *process) build() error {
 	o := p.o
 	steps := []func() error{
 		p.namespaces,
+		p.joinMounts,
 		p.openRoot,
 		p.mountAll,
 		p.devices,
@@ -106,6 +107,9 @@ func (p *process) openRoot() error {
 		p.root = tree
 		return p.findDevNull()
 	}
+	if o.Guest {
+		return p.openGuestRoot()
+	}
 	if !o.ShareRoot {
 		attr := &unix.MountAttr{Propagation: unix.MS_SLAVE}
 		if o.Propagation == unix.MS_PRIVATE {
@@ -123,6 +127,25 @@ func (p *process) openRoot() error {
 	}
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, o.Rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return failed("attach rootfs "+o.Rootfs, err)
+	}
+	p.root = tree
+	return p.findDevNull()
+}
+
+// openGuestRoot does it in a mount namespace that has other users, whose mounts
+// must stay as they are. What is mounted below the root stays there after the
+// container, for its deletion to unmount.
+func (p *process) openGuestRoot() error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, p.o.Rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return failed("rootfs "+p.o.Rootfs, err)
+	}
+	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
+		return failed("detach from the machine's mounts", err)
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, p.o.Rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return failed("attach rootfs "+p.o.Rootfs, err)
 	}
 	p.root = tree
 	return p.findDevNull()
@@ -179,6 +202,38 @@ func openDevNull() (int, error) {
 
 // pivot makes the container's root the process's root and forgets the machine's.
 func (p *process) pivot() error {
+	change := p.pivotRoot
+	if p.o.Guest {
+		change = p.changeRoot
+	}
+	if err := change(); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return failed("enter the new root", err)
+	}
+	if p.o.Propagation != 0 {
+		attr := &unix.MountAttr{Propagation: p.o.Propagation}
+		flags := uint(unix.AT_EMPTY_PATH)
+		if p.o.PropRec {
+			flags |= unix.AT_RECURSIVE
+		}
+		if err := unix.MountSetattr(p.root, "", flags, attr); err != nil {
+			return failed("linux.rootfsPropagation", err)
+		}
+	}
+	return nil
+}
+
+// changeRoot leaves the namespace's root to its other users.
+func (p *process) changeRoot() error {
+	if err := unix.Fchdir(p.root); err != nil {
+		return failed("enter the root file system", err)
+	}
+	return failed("chroot", unix.Chroot("."))
+}
+
+func (p *process) pivotRoot() error {
 	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return failed("open the old root", err)
@@ -200,19 +255,6 @@ func (p *process) pivot() error {
 		return failed("unmount the old root", err)
 	}
 	unix.Close(old)
-	if err := unix.Chdir("/"); err != nil {
-		return failed("enter the new root", err)
-	}
-	if p.o.Propagation != 0 {
-		attr := &unix.MountAttr{Propagation: p.o.Propagation}
-		flags := uint(unix.AT_EMPTY_PATH)
-		if p.o.PropRec {
-			flags |= unix.AT_RECURSIVE
-		}
-		if err := unix.MountSetattr(p.root, "", flags, attr); err != nil {
-			return failed("linux.rootfsPropagation", err)
-		}
-	}
 	return nil
 }
 

@@ -1,7 +1,7 @@
 package order
 
 // Version is the first byte of an encoded Order.
-const Version = 2
+const Version = 3
 
 // The engine's single-byte message.
 const Proceed = 'g'
@@ -56,7 +56,7 @@ type Order struct {
 	ParentHooks bool
 	NewConsole  bool // allocate a terminal in the container's devpts
 	Start       int  // listening socket that brings the start
-	MountNS     int  // for Exec
+	MountNS     int  // to join: for Exec, or with Guest
 	Extra       int  // first of the files that become 3, 4, ...
 	ExtraCount  int
 	Joins       []Join
@@ -71,7 +71,8 @@ type Order struct {
 	Sysctls     []Pair
 
 	Rootfs      string
-	RootTree    int    // the root file system as a detached tree; in place of Rootfs
+	RootTree    int    // the root file system as a detached tree, in place of Rootfs; for Exec the root directory of a guest
+	Guest       bool   // the mount namespace is somebody else's, too: its root stays
 	Propagation uint64 // MS_SHARED and so on for the root mount; 0: a slave of the machine's
 	PropRec     bool
 	ShareRoot   bool // keep the caller's peer groups
