@@ -19,7 +19,6 @@ import (
 const shareWork = `package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
