@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,10 @@ import (
 // under TCG on a loaded machine, and only there so that a hang is reported with
 // the command that hangs.
 const patience = 4 * time.Minute
+
+// long is how much patience a command deserves that starts real programs from
+// images of their own size, and waits until they are healthy.
+const long = 20 * time.Minute
 
 // root is the module's top folder.
 var root = func() string {
@@ -209,6 +214,8 @@ type cli struct {
 	bin  string
 	env  []string
 	pre  []string // arguments before the command
+	// patience is how long one command may take; zero is what every one may.
+	patience time.Duration
 }
 
 func (c cli) command(ctx context.Context, args ...string) *exec.Cmd {
@@ -235,7 +242,7 @@ func (c cli) exec(args ...string) result { return c.execIn("", args...) }
 
 // execIn runs the command with in as its standard input.
 func (c cli) execIn(in string, args ...string) result {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(c.patience, patience))
 	defer cancel()
 	cmd := c.command(ctx, args...)
 	cmd.Stdin = strings.NewReader(in)
