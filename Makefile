@@ -114,6 +114,11 @@ bin/tools/docker: scripts/docker
 	@scripts/step "unpacking Debian's docker client"
 	@scripts/docker bin/tools
 
+.PHONY: compose
+compose: ## compose's own program, for the long tests
+	@scripts/step "building compose's own program"
+	@go build -o bin/tools/docker-compose $(COMPOSE)/cmd
+
 .PHONY: testimages
 testimages: ## build the images of the long tests from Debian's packages (as root)
 	@scripts/step "building test images"
@@ -137,7 +142,7 @@ test-full-race: registry
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
 test-full-oci: deps
 	@scripts/once $@ guest/oci/suite
-test-full-e2e: build registry docker testimages
+test-full-e2e: build registry docker compose testimages
 	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 40m -v ./host/e2e
 test-full-arm64:
 	@scripts/deps qemu-system-arm
