@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"path"
@@ -128,23 +129,32 @@ func (e *Engine) linkSpecs(c *Container) []string {
 	return specs
 }
 
-// linkHosts are the hosts lines of what a container links to. A container that is
-// gone takes its links with it; one that does not run has no address.
+// children are what a container links to, by alias. A container that is gone takes
+// the links to it with it.
+func (e *Engine) children(c *Container) iter.Seq2[string, *Container] {
+	return func(yield func(string, *Container) bool) {
+		for _, l := range c.linked() {
+			e.mu.Lock()
+			child := e.byID[l.ID]
+			e.mu.Unlock()
+			if child != nil && !yield(l.Alias, child) {
+				return
+			}
+		}
+	}
+}
+
+// linkHosts are the hosts lines of what a container links to. One that does not run
+// has no address.
 func (e *Engine) linkHosts(c *Container) []network.HostEntry {
 	var out []network.HostEntry
-	for _, l := range c.linked() {
-		e.mu.Lock()
-		child := e.byID[l.ID]
-		e.mu.Unlock()
-		if child == nil {
-			continue
-		}
+	for alias, child := range e.children(c) {
 		hostname, name := child.names()
-		names := []string{l.Alias, hostname}
-		if name != l.Alias {
+		names := []string{alias, hostname}
+		if name != alias {
 			names = append(names, name)
 		}
-		for _, ep := range e.opts.Networks.Endpoints(l.ID) {
+		for _, ep := range e.opts.Networks.Endpoints(child.id) {
 			if ep.NetworkName != "bridge" {
 				continue
 			}
@@ -178,13 +188,7 @@ func (e *Engine) checkLinks(c *Container) error {
 		return nil
 	}
 	_, own := c.names()
-	for _, l := range c.linked() {
-		e.mu.Lock()
-		child := e.byID[l.ID]
-		e.mu.Unlock()
-		if child == nil {
-			continue
-		}
+	for alias, child := range e.children(c) {
 		_, name := child.names()
 		child.mu.Lock()
 		alive := child.rec.State.Status.Alive()
@@ -192,7 +196,7 @@ func (e *Engine) checkLinks(c *Container) error {
 		child.mu.Unlock()
 		switch {
 		case !alive:
-			return fmt.Errorf("Cannot link to a non running container: /%s AS /%s/%s", name, own, l.Alias)
+			return fmt.Errorf("Cannot link to a non running container: /%s AS /%s/%s", name, own, alias)
 		case !bridged:
 			return fmt.Errorf("Cannot link to /%s, as it does not belong to the default network", name)
 		}
