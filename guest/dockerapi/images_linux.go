@@ -26,17 +26,7 @@ func (s *Server) images() {
 	s.handle("GET", "/images/search", func(*call) error {
 		return errdefs.ErrNotImplemented.WithMessage("search is not supported: Berth has no hub to ask")
 	})
-	s.handle("POST", "/images/prune", func(c *call) error {
-		f, err := c.filters()
-		if err != nil {
-			return err
-		}
-		report, err := s.cfg.Images.Prune(c.Context(), f)
-		if err != nil {
-			return err
-		}
-		return c.reply(http.StatusOK, report)
-	})
+	s.handle("POST", "/images/prune", s.imagePrune)
 	s.handle("GET", "/images/{name...}/json", s.imageInspect)
 	s.handle("GET", "/images/{name...}/get", s.imageSave)
 	s.handle("GET", "/images/{name...}/history", func(c *call) error {
@@ -147,6 +137,18 @@ func (s *Server) imageInspect(c *call) error {
 		return err
 	}
 	return c.reply(http.StatusOK, shaped)
+}
+
+func (s *Server) imagePrune(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	report, err := s.cfg.Images.Prune(c.Context(), f)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, report)
 }
 
 func (s *Server) imageAttestations(c *call) error {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/filter"
+	"github.com/berthvm/berth/guest/engine/journal"
 )
 
 func (s *Server) system() {
@@ -143,11 +144,19 @@ func (s *Server) events(c *call) error {
 			return errBegun
 		}
 	}
+	c.follow(sub, until, send)
+	return errBegun
+}
+
+// follow sends new events until a moment, which may be none, or until nobody wants
+// them.
+func (c *call) follow(sub *journal.Subscription, until time.Time, send func(events.Message) bool) {
 	var end <-chan time.Time
-	if !until.IsZero() && !until.After(time.Now()) {
-		return errBegun
-	}
-	if !until.IsZero() {
+	switch {
+	case until.IsZero():
+	case !until.After(time.Now()):
+		return
+	default:
 		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
 		end = timer.C
@@ -156,12 +165,12 @@ func (s *Server) events(c *call) error {
 		select {
 		case m, ok := <-sub.C:
 			if !ok || !send(m) {
-				return errBegun
+				return
 			}
 		case <-end:
-			return errBegun
+			return
 		case <-c.Context().Done():
-			return errBegun
+			return
 		}
 	}
 }

@@ -48,37 +48,10 @@ func change(c *apicontainer.Config, name, rest string) error {
 		c.WorkingDir = rest
 	case "ONBUILD":
 		c.OnBuild = append(c.OnBuild, rest)
-	case "ENV":
-		list, err := pairs(name, rest)
-		if err != nil {
-			return err
-		}
-		for _, kv := range list {
-			c.Env = slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, kv[0]+"=") })
-			c.Env = append(c.Env, kv[0]+"="+kv[1])
-		}
-	case "LABEL":
-		list, err := pairs(name, rest)
-		if err != nil {
-			return err
-		}
-		for _, kv := range list {
-			if c.Labels == nil {
-				c.Labels = map[string]string{}
-			}
-			c.Labels[kv[0]] = kv[1]
-		}
+	case "ENV", "LABEL":
+		return setPairs(c, name, rest)
 	case "EXPOSE":
-		for _, f := range strings.Fields(rest) {
-			p, err := apinet.ParsePort(f)
-			if err != nil {
-				return err
-			}
-			if c.ExposedPorts == nil {
-				c.ExposedPorts = apinet.PortSet{}
-			}
-			c.ExposedPorts[p] = struct{}{}
-		}
+		return expose(c, rest)
 	case "VOLUME":
 		for _, v := range list(rest) {
 			if c.Volumes == nil {
@@ -88,6 +61,40 @@ func change(c *apicontainer.Config, name, rest string) error {
 		}
 	default:
 		return fmt.Errorf("%s is not a valid change command", name)
+	}
+	return nil
+}
+
+// setPairs applies ENV and LABEL.
+func setPairs(c *apicontainer.Config, name, rest string) error {
+	list, err := pairs(name, rest)
+	if err != nil {
+		return err
+	}
+	for _, kv := range list {
+		if name == "ENV" {
+			c.Env = slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, kv[0]+"=") })
+			c.Env = append(c.Env, kv[0]+"="+kv[1])
+			continue
+		}
+		if c.Labels == nil {
+			c.Labels = map[string]string{}
+		}
+		c.Labels[kv[0]] = kv[1]
+	}
+	return nil
+}
+
+func expose(c *apicontainer.Config, rest string) error {
+	for _, f := range strings.Fields(rest) {
+		p, err := apinet.ParsePort(f)
+		if err != nil {
+			return err
+		}
+		if c.ExposedPorts == nil {
+			c.ExposedPorts = apinet.PortSet{}
+		}
+		c.ExposedPorts[p] = struct{}{}
 	}
 	return nil
 }
