@@ -30,39 +30,59 @@ const (
 	good result = "ok"
 	meh  result = "warning" // it works, but could be better
 	bad  result = "problem" // the machine cannot start or run well
+
+	skipped result = "skipped" // it does not apply to this host
 )
 
 func (a *app) doctorCommand() *cobra.Command {
 	var format string
+	var selfTest bool
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what the machine needs of this host",
 		Long: `Check what the machine needs of this host, and say how to mend what is wrong. It
-changes nothing. The exit code is 4 when the host cannot run the machine.`,
-		Example: "  berth doctor\n  berth doctor --format json",
+changes nothing. The exit code is 4 when the host cannot run the machine.
+
+With --selftest, try what the machine is for: boot one of its own, run containers
+in it, share a folder, publish a port, build an image, restart it, and remove it
+without a trace. It takes a minute or two; your machines are not touched.`,
+		Example: "  berth doctor\n  berth doctor --selftest\n  berth doctor --format json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkFormat(format); err != nil {
 				return err
 			}
-			m, err := a.existing()
-			if err != nil {
-				return err
-			}
-			findings := a.examine(cmd.Context(), m)
-			if format == "json" {
-				err = a.json(findings)
-			} else {
-				a.printFindings(findings)
-			}
-			if err != nil {
-				return err
-			}
-			return verdict(findings)
+			return a.diagnose(cmd.Context(), format == "json", selfTest)
 		},
 	}
+	c.Flags().BoolVar(&selfTest, "selftest", false, "Try everything on a machine of its own")
 	addFormat(c, &format)
 	return c
+}
+
+// diagnose examines the host or tries a machine, and shows each finding at once,
+// or all of them as JSON at the end.
+func (a *app) diagnose(ctx context.Context, asJSON, selfTest bool) error {
+	var findings []finding
+	tell := func(f finding) {
+		findings = append(findings, f)
+		if !asJSON {
+			a.printFinding(f)
+		}
+	}
+	var err error
+	if selfTest {
+		err = a.selfTest(ctx, tell)
+	} else {
+		err = a.examine(ctx, tell)
+	}
+	if asJSON && len(findings) > 0 {
+		err = errors.Join(err, a.json(findings))
+	}
+	if err != nil {
+		return err
+	}
+	return verdict(findings)
 }
 
 func verdict(findings []finding) error {
@@ -82,31 +102,31 @@ func verdict(findings []finding) error {
 	return &codeError{code, fmt.Errorf("%d of %d checks found a problem", problems, len(findings))}
 }
 
-func (a *app) printFindings(findings []finding) {
-	colour := isTerminal(a.out) && a.getenv("NO_COLOR") == ""
-	for _, f := range findings {
-		label := string(f.Result)
-		if colour {
-			label = map[result]string{good: "\x1b[32m", meh: "\x1b[33m", bad: "\x1b[31m"}[f.Result] + label + "\x1b[0m"
-		}
-		fmt.Fprintf(a.out, "%s: %s: %s\n", label, f.Check, f.Detail)
-		if f.Remedy != "" {
-			fmt.Fprintf(a.out, "    %s\n", f.Remedy)
-		}
+func (a *app) printFinding(f finding) {
+	label := string(f.Result)
+	if isTerminal(a.out) && a.getenv("NO_COLOR") == "" {
+		label = map[result]string{good: "\x1b[32m", meh: "\x1b[33m", bad: "\x1b[31m", skipped: "\x1b[2m"}[f.Result] + label + "\x1b[0m"
+	}
+	fmt.Fprintf(a.out, "%s: %s: %s\n", label, f.Check, f.Detail)
+	if f.Remedy != "" {
+		fmt.Fprintf(a.out, "    %s\n", f.Remedy)
 	}
 }
 
 // examine runs all checks, in the order in which a start would meet them.
-func (a *app) examine(ctx context.Context, m machine.Machine) []finding {
-	return []finding{
-		a.checkConfig(m),
-		a.checkPermissions(m),
-		a.checkSpace(m),
-		a.checkSockets(m),
-		a.checkImage(ctx),
-		a.checkHypervisor(ctx, m),
-		a.checkMachine(ctx, m),
+func (a *app) examine(ctx context.Context, tell func(finding)) error {
+	m, err := a.existing()
+	if err != nil {
+		return err
 	}
+	tell(a.checkConfig(m))
+	tell(a.checkPermissions(m))
+	tell(a.checkSpace(m))
+	tell(a.checkSockets(m))
+	tell(a.checkImage(ctx))
+	tell(a.checkHypervisor(ctx, m))
+	tell(a.checkMachine(ctx, m))
+	return nil
 }
 
 func (a *app) checkConfig(m machine.Machine) finding {

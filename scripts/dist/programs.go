@@ -82,7 +82,9 @@ func completions(ctx context.Context, dir string) error {
 		return err
 	}
 	for shell, name := range shells {
-		out, err := exec.CommandContext(ctx, "go", "run", "./cmd/berth", "completion", shell).Output()
+		cmd := exec.CommandContext(ctx, "go", "run", "./cmd/berth", "completion", shell)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
 		if err != nil {
 			return fmt.Errorf("completion for %s: %w", shell, err)
 		}
