@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
+	"os"
 	"slices"
 
 	"github.com/godbus/dbus/v5"
@@ -15,6 +17,9 @@ const watcher = "org.kde.StatusNotifierWatcher"
 // session checks that there is a desktop to show an icon on, and has over called
 // when it ends.
 func session(ctx context.Context, over func()) error {
+	if os.Getenv("DISPLAY") == "" && os.Getenv("WAYLAND_DISPLAY") == "" {
+		return errors.New("no desktop was found (neither DISPLAY nor WAYLAND_DISPLAY is set): run this in one")
+	}
 	bus, err := dbus.SessionBus() // the library's too
 	if err != nil {
 		return fmt.Errorf("no desktop session was found (%w): run this in one", err)

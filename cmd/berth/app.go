@@ -180,6 +180,7 @@ machine by the docker context "berth".`,
 	}
 	a.addDocker(ctx, root)
 	root.AddCommand(a.completionCommand(root))
+	usageLine(root)
 	return root
 }
 

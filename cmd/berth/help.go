@@ -27,6 +27,19 @@ func (a *app) setupHelp(root *cobra.Command) {
 	})
 }
 
+// usageLine writes the usage of our own commands as docker writes its own's.
+func usageLine(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		usageLine(sub)
+	}
+	if c.DisableFlagsInUseLine || c.HasSubCommands() {
+		return
+	}
+	name, operands, _ := strings.Cut(c.Use, " ")
+	c.Use = strings.TrimSpace(name + " [OPTIONS] " + operands)
+	c.DisableFlagsInUseLine = true
+}
+
 // keepsDockerCodes reports whether scripts expect docker's 125 of the command.
 func keepsDockerCodes(cmd *cobra.Command) bool {
 	path := strings.TrimPrefix(strings.TrimPrefix(cmd.CommandPath(), "berth "), "container ")

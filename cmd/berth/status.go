@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -57,7 +58,7 @@ func (a *app) statusCommand() *cobra.Command {
 			if format == "json" {
 				return a.json(s)
 			}
-			return a.statusTable(s)
+			return a.statusTable(s, usageOf(cmd.Context(), m, s))
 		},
 	}
 	addFormat(c, &format)
@@ -79,7 +80,24 @@ func complete(m machine.Machine, s api.Status) api.Status {
 	return s
 }
 
-func (a *app) statusTable(s api.Status) error {
+// usageTimeout bounds a question that a status can do without.
+const usageTimeout = 3 * time.Second
+
+// usageOf asks the guest what it uses; nil when it does not say.
+func usageOf(ctx context.Context, m machine.Machine, s api.Status) *api.Usage {
+	if s.State != api.Running {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
+	u, err := api.NewClient(m.APIAddress()).Usage(ctx)
+	if err != nil {
+		return nil
+	}
+	return &u
+}
+
+func (a *app) statusTable(s api.Status, u *api.Usage) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	row := func(key, value string) {
 		if value != "" {
@@ -105,7 +123,11 @@ func (a *app) statusTable(s api.Status) error {
 		row("Kernel", s.Kernel)
 	}
 	row("CPUs", strconv.Itoa(s.CPUs))
-	row("Memory", machine.Size(int64(s.MemoryMiB)<<20).String())
+	memory := machine.Size(int64(s.MemoryMiB) << 20).String()
+	if u != nil {
+		memory += fmt.Sprintf(", of which %dMiB used", u.MemoryUsed>>20)
+	}
+	row("Memory", memory)
 	row("Disk", machine.Size(s.DiskBytes).String()+", of which "+machine.Size(s.DiskUsed).String()+" occupied")
 	if e := s.Engine; e != nil && s.State.Alive() && (!e.Running || e.Restarts > 0) {
 		row("Engine", fmt.Sprintf("running: %t, restarted %d times, last because: %s", e.Running, e.Restarts, e.Reason))
@@ -157,6 +179,9 @@ func (a *app) listCommand() *cobra.Command {
 			}
 			if format == "json" {
 				return a.json(all)
+			}
+			if len(all) == 0 {
+				fmt.Fprintln(a.err, `There is no machine yet: "berth start" makes one.`)
 			}
 			w := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(w, "NAME\tSTATE\tCPUS\tMEMORY\tDISK\tOCCUPIED")
