@@ -167,6 +167,10 @@ type halfCloser interface {
 	CloseWrite() error
 }
 
+// buffers are reused: fresh ones for each connection would make the collector run
+// after every few dozen.
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 // join copies both ways until both have ended.
 func join(a, b net.Conn) error {
 	x, ok := a.(halfCloser)
@@ -176,7 +180,10 @@ func join(a, b net.Conn) error {
 	}
 	errs := make(chan error, 2)
 	pipe := func(dst, src halfCloser) {
-		_, err := io.Copy(dst, src)
+		buf := buffers.Get().(*[64 << 10]byte)
+		// Only Reader and Writer: other methods would bring buffers of their own.
+		_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+		buffers.Put(buf)
 		if err != nil {
 			// A reset on one side must not leave the other waiting.
 			dst.Close()
