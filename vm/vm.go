@@ -131,8 +131,9 @@ type Caps struct {
 	Acceleration string `json:"acceleration"`     // "kvm", "hvf", "whpx", "tcg", ...
 	Reason       string `json:"reason,omitempty"` // why it is not better than that; empty when it is the best
 	Arch         string `json:"arch"`             // of the guests it runs, as GOARCH spells it
-	// Folders says that machines have a device for each of Config.Shares. Without,
-	// New refuses them, and the guest has to be served over a stream.
+	// Folders says that machines have a device for each of Config.Shares, which its
+	// Server answers. Without, the guest has to be served over a stream, and New may
+	// refuse shares.
 	Folders bool `json:"-"`
 }
 

@@ -145,7 +145,7 @@ func (a *app) checkPermissions(m machine.Machine) finding {
 		}
 		f, err := os.CreateTemp(dir, ".doctor.*")
 		if err != nil {
-			return finding{"permissions", bad, err.Error(), "Give the directory back to yourself: chown -R \"$USER\" " + dir}
+			return finding{"permissions", bad, err.Error(), "Give the directory back to yourself: " + fmt.Sprintf(giveBack, dir)}
 		}
 		f.Close()
 		os.Remove(f.Name())

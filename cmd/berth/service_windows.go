@@ -189,3 +189,6 @@ func (a *app) elevate(ctx context.Context, args []string, installed bool) error 
 		}
 	}
 }
+
+// giveBack makes the directory and what is in it the user's again.
+const giveBack = `icacls "%s" /setowner "%%USERNAME%%" /T`

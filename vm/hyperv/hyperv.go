@@ -13,8 +13,10 @@
 //
 // The machine has SCSI disks, sockets and a serial port. What else the guest needs
 // goes over the sockets, and the driver tells it so on the kernel's command line:
-// see guest/wire/devices. Folders are shared over Plan 9 by Windows itself, with the
-// user's rights; it can hide nothing in them.
+// see guest/wire/devices. Config.Shares are shared over Plan 9 by Windows itself, at
+// the vsock port compute.SharePort and with the user's rights. It can hide nothing in
+// them, so that Caps.Folders is not set: who has something to hide serves the folders
+// over streams.
 //
 // # Disks
 //

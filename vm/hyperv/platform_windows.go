@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"syscall"
 
 	"github.com/Microsoft/go-winio"
@@ -70,7 +71,7 @@ type listener struct{ *winio.HvsockListener }
 // Accept implements net.Listener.
 func (l listener) Accept() (net.Conn, error) {
 	c, err := l.HvsockListener.Accept()
-	if errors.Is(err, winio.ErrFileClosed) {
+	if errors.Is(err, os.ErrClosed) {
 		return nil, net.ErrClosed
 	}
 	return c, err

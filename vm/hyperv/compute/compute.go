@@ -190,7 +190,6 @@ func (d Design) Validate() error {
 type File struct {
 	Path  string
 	Write bool
-	make  bool // if it is missing
 }
 
 // Files are the files that the design's machine opens, in a fixed order.

@@ -141,6 +141,12 @@ func operation(ctx context.Context, call func(operationHandle) error) (string, e
 	}
 }
 
+// resultError is what the system says of an operation that failed.
+type resultError struct {
+	Error        int32
+	ErrorMessage string
+}
+
 // explain adds the system's words to its error.
 func explain(err error, document string) error {
 	var f *Failure

@@ -172,12 +172,6 @@ func encode(v any) []byte {
 	return b
 }
 
-// properties are what the system says of a machine.
-type properties struct {
-	RuntimeID string `json:"RuntimeId"`
-	State     string
-}
-
 // exitStatus is the document of a machine's end.
 type exitStatus struct {
 	Status   int32 // an HRESULT
@@ -206,10 +200,4 @@ func exit(document string) Event {
 
 func hresult(code int32) string {
 	return "0x" + strings.ToUpper(strconv.FormatUint(uint64(uint32(code)), 16))
-}
-
-// resultError is what the system says of an operation that failed.
-type resultError struct {
-	Error        int32
-	ErrorMessage string
 }

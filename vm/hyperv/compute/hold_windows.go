@@ -22,10 +22,16 @@ func (h *held) release() {
 	h.handles = nil
 }
 
+// fileToHold is one that is made if it is missing and shall be.
+type fileToHold struct {
+	File
+	make bool
+}
+
 // hold opens files as a user, 0 for this process's, as the machine will. A machine
 // must not get what its user may not open, nor, by a link that changes between the
 // look and the use, something else.
-func hold(user windows.Token, files []File) (_ *held, err error) {
+func hold(user windows.Token, files []fileToHold) (_ *held, err error) {
 	h := &held{}
 	defer func() {
 		if err != nil {
@@ -74,7 +80,7 @@ func as(user windows.Token, f func() error) error {
 }
 
 // open opens a file so that it cannot be renamed or removed.
-func open(f File) (windows.Handle, error) {
+func open(f fileToHold) (windows.Handle, error) {
 	path, err := windows.UTF16PtrFromString(f.Path)
 	if err != nil {
 		return 0, err

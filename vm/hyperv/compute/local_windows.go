@@ -94,7 +94,11 @@ func (l local) Create(ctx context.Context, d Design) (_ System, err error) {
 			s.Close()
 		}
 	}()
-	paths, err := s.grant(d.Files())
+	var files []fileToHold
+	for _, f := range d.Files() {
+		files = append(files, fileToHold{File: f})
+	}
+	paths, err := s.grant(files)
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +121,12 @@ func (l local) Create(ctx context.Context, d Design) (_ System, err error) {
 	}
 	s.runtimeID = strings.ToLower(p.RuntimeID)
 	return s, nil
+}
+
+// properties are what the system says of a machine.
+type properties struct {
+	RuntimeID string `json:"RuntimeId"`
+	State     string
 }
 
 // system implements System.
@@ -232,7 +242,7 @@ func (s *system) start(ctx context.Context) error {
 }
 
 // grant lets the machine open files, and returns their paths without links.
-func (s *system) grant(files []File) ([]string, error) {
+func (s *system) grant(files []fileToHold) ([]string, error) {
 	held, err := hold(s.user, files)
 	if err != nil {
 		return nil, err
@@ -250,7 +260,7 @@ func (s *system) grant(files []File) ([]string, error) {
 }
 
 func (s *system) save(ctx context.Context, path string) error {
-	paths, err := s.grant([]File{{Path: path, Write: true, make: true}})
+	paths, err := s.grant([]fileToHold{{File{Path: path, Write: true}, true}})
 	if err != nil {
 		return err
 	}

@@ -178,7 +178,11 @@ func TestRefusals(t *testing.T) {
 // TestHold: what is held cannot be moved away, and is what it was.
 func TestHold(t *testing.T) {
 	d := files(t)
-	h, err := hold(windows.Token(0), d.Files())
+	var all []fileToHold
+	for _, f := range d.Files() {
+		all = append(all, fileToHold{File: f})
+	}
+	h, err := hold(windows.Token(0), all)
 	if err != nil {
 		t.Fatal(err)
 	}

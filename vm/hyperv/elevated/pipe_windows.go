@@ -119,10 +119,7 @@ func clientToken(pipe windows.Handle) (token windows.Token, err error) {
 		runtime.UnlockOSThread()
 		return 0, fmt.Errorf("ImpersonateNamedPipeClient: %w", err)
 	}
-	thread, err := windows.GetCurrentThread()
-	if err == nil {
-		err = windows.OpenThreadToken(thread, windows.TOKEN_QUERY|windows.TOKEN_IMPERSONATE|windows.TOKEN_DUPLICATE, true, &token)
-	}
+	err = windows.OpenThreadToken(windows.CurrentThread(), windows.TOKEN_QUERY|windows.TOKEN_IMPERSONATE|windows.TOKEN_DUPLICATE, true, &token)
 	if back := windows.RevertToSelf(); back != nil {
 		return 0, errors.Join(err, back) // the thread ends with the goroutine: it stays locked
 	}

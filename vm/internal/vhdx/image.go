@@ -253,12 +253,6 @@ func (u units) take(from, count int64) bool {
 	return true
 }
 
-func (u units) free(from, count int64) {
-	for n := from; n < from+count; n++ {
-		u[n] = false
-	}
-}
-
 // ReadAt implements io.ReaderAt on the disk.
 func (i *Image) ReadAt(p []byte, offset int64) (int, error) {
 	done := 0

@@ -6,3 +6,6 @@ import "github.com/spf13/cobra"
 
 // platformCommands are those that one platform alone has.
 func (a *app) platformCommands() []*cobra.Command { return nil }
+
+// giveBack makes the directory and what is in it the user's again.
+const giveBack = `chown -R "$USER" %s`
