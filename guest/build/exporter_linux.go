@@ -14,6 +14,7 @@ import (
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/progress"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -42,7 +43,9 @@ func (e imageExporter) Resolve(ctx context.Context, id int, opt map[string]strin
 	if names != "" {
 		attrs[name] = names
 	}
-	setDefault(attrs, exptypes.OptKeyUnpack, "true")
+	// BuildKit's own way to unpack decompresses what was just compressed.
+	unpack := attrs[string(exptypes.OptKeyUnpack)] != "false"
+	attrs[string(exptypes.OptKeyUnpack)] = "false"
 	setDefault(attrs, exptypes.OptKeyDanglingPrefix, danglingPrefix)
 	setDefault(attrs, exptypes.OptKeyDanglingEmptyOnly, "true")
 	if attrs[string(exptypes.OptKeyLayerCompression)] == "" {
@@ -61,7 +64,7 @@ func (e imageExporter) Resolve(ctx context.Context, id int, opt map[string]strin
 	if err != nil {
 		return nil, err
 	}
-	return &imageExport{ExporterInstance: inst, w: e.w, names: wanted}, nil
+	return &imageExport{ExporterInstance: inst, w: e.w, names: wanted, unpacked: unpack}, nil
 }
 
 // normalNames gives names of images, separated by commas, their domain and tag. "*"
@@ -93,8 +96,9 @@ func setDefault(attrs map[string]string, key exptypes.ImageExporterOptKey, value
 // imageExport is one export.
 type imageExport struct {
 	exporter.ExporterInstance
-	w     *buildWorker
-	names *wantedNames
+	w        *buildWorker
+	names    *wantedNames
+	unpacked bool // wanted
 }
 
 // Export implements exporter.ExporterInstance.
@@ -105,13 +109,28 @@ func (e *imageExport) Export(ctx context.Context, src *exporter.Source, info exp
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	for _, img := range e.names.take() {
-		if err := e.name(ctx, img); err != nil {
-			_ = ref.Release()
-			return nil, nil, nil, err
-		}
+	if err := e.finish(ctx, src, info, ref); err != nil {
+		_ = ref.Release()
+		return nil, nil, nil, err
 	}
 	return resp, finalize, ref, nil
+}
+
+// finish unpacks the image and gives it its names.
+func (e *imageExport) finish(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo, ref exporter.DescriptorReference) error {
+	names := e.names.take()
+	if len(names) > 0 && e.unpacked {
+		done := progress.OneOff(ctx, "unpacking")
+		if err := done(e.unpack(ctx, src, ref.Descriptor(), info.SessionID)); err != nil {
+			return err
+		}
+	}
+	for _, img := range names {
+		if err := e.name(ctx, img); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *imageExport) name(ctx context.Context, img images.Image) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -76,6 +77,20 @@ func (s *Store) Name(ctx context.Context, ref string, target ocispec.Descriptor)
 	}
 	s.forget()
 	return shown, nil
+}
+
+// Unpack unpacks an image whose content is in the store, for this machine's
+// platform.
+func (s *Store) Unpack(ctx context.Context, target ocispec.Descriptor) error {
+	ctx, done, err := s.lease(s.ctx(ctx))
+	if err != nil {
+		return err
+	}
+	defer done()
+	match := platforms.Only(s.platform)
+	children := checkChildren(images.ChildrenHandler(s.content))
+	children = images.SetChildrenMappedLabels(s.content, children, images.ChildGCLabels)
+	return s.unpack(ctx, images.FilterPlatforms(children, match), match, newReporter(nil), target)
 }
 
 // durable is a snapshotter whose commits survive a power cut: the database must
