@@ -442,6 +442,29 @@ func TestExec(t *testing.T) {
 	}
 }
 
+func TestHealthTimeout(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	for cmd, want := range map[string]apicontainer.HealthcheckResult{
+		"late": {}, // the start does not count
+		"deaf": {ExitCode: -1, Output: "Health check exceeded timeout (500ms)"},
+	} {
+		id, _, err := e.Create(ctx, engine.CreateOptions{Config: &apicontainer.Config{Image: "img", Cmd: []string{"sleep"},
+			Healthcheck: &apicontainer.HealthConfig{Test: []string{"CMD", cmd}, Interval: time.Millisecond, Timeout: 500 * time.Millisecond}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start(t, e, id)
+		eventually(t, "a check", func() bool { return len(status(t, e, id).Health.Log) > 0 })
+		if got := status(t, e, id).Health.Log[0]; got.ExitCode != want.ExitCode || got.Output != want.Output {
+			t.Errorf("%s: %+v", cmd, got)
+		}
+		if err := e.Remove(ctx, id, engine.RemoveOptions{Force: true}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestNames(t *testing.T) {
 	w := enginetest.New(t)
 	e := w.Engine()

@@ -497,9 +497,25 @@ func (e *Engine) dropExecs(c *Container) {
 	}
 }
 
+// probeStart is how long the start of a health check may take.
+const probeStart = 30 * time.Second
+
+// runWithin is run with a limit, which is no deadline exceeded to the caller: that
+// is of what the exec does.
+func (x *Exec) runWithin(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := x.run(ctx)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("timed out starting health check for container %s", x.c.id)
+	}
+	return err
+}
+
 // probe runs a command in the container and returns its exit code and the first
-// of its output. When ctx ends first the command is killed.
-func (c *Container) probe(ctx context.Context, cmd []string, limit int) (int, string, error) {
+// of its output. A command that runs for longer than the timeout, which its start
+// is no part of, is killed.
+func (c *Container) probe(ctx context.Context, cmd []string, timeout time.Duration, limit int) (int, string, error) {
 	x, err := c.e.newExec(c, apicontainer.ExecCreateRequest{Cmd: cmd, AttachStdout: true, AttachStderr: true})
 	if err != nil {
 		return 0, "", err
@@ -518,10 +534,12 @@ func (c *Container) probe(ctx context.Context, cmd []string, limit int) (int, st
 		return 0, "", err
 	}
 	reader := x.streams.Subscribe(true, true)
-	if err := x.run(ctx); err != nil {
+	if err := x.runWithin(ctx, probeStart); err != nil {
 		reader.Close()
 		return 0, "", err
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	var out strings.Builder
 	stop := context.AfterFunc(ctx, func() {
 		_ = x.proc.Signal(syscall.SIGKILL)

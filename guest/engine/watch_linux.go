@@ -83,9 +83,7 @@ func (c *Container) checkHealth(ctx context.Context, cmd []string, h apicontaine
 			continue
 		}
 		begin := time.Now()
-		pctx, cancel := context.WithTimeout(ctx, timeout)
-		code, out, err := c.probe(pctx, cmd, maxHealthOutput)
-		cancel()
+		code, out, err := c.probe(ctx, cmd, timeout, maxHealthOutput)
 		if ctx.Err() != nil {
 			return
 		}

@@ -429,9 +429,16 @@ func (t *task) OOMKills() (uint64, error) { return 0, nil }
 
 func (t *task) WatchOOM(ctx context.Context, _ func(uint64)) error { <-ctx.Done(); return nil }
 
-func (t *task) Exec(_ context.Context, cfg container.ExecConfig) (engine.Process, error) {
-	if cfg.Process.Args[0] == "nosuch" {
+func (t *task) Exec(ctx context.Context, cfg container.ExecConfig) (engine.Process, error) {
+	switch cfg.Process.Args[0] {
+	case "nosuch":
 		return nil, fmt.Errorf("%w: %w", container.ErrProgram, fs.ErrNotExist)
+	case "late": // takes long to start
+		select {
+		case <-time.After(600 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, os.ErrDeadlineExceeded
+		}
 	}
 	key := ""
 	t.w.mu.Lock()
