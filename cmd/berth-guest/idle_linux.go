@@ -14,8 +14,8 @@ const (
 // whenIdle serves as next does, and calls f once nothing has been asked for
 // idleAfter, for the first time after the start. Nothing polls: an idle engine has
 // no timer running. A client that asks again and again costs a call every idleEvery
-// at most. It is for [debug.FreeOSMemory], which gives a fifth of the engine's
-// memory back to the kernel.
+// at most. It is for [debug.FreeOSMemory], which gives back to the kernel what a
+// burst of requests has used.
 func whenIdle(next http.Handler, f func()) http.Handler {
 	var (
 		mu    sync.Mutex
