@@ -91,7 +91,7 @@ check: tools typecheck-darwin ## vet for every platform, staticcheck, formatting
 .PHONY: typecheck-darwin
 typecheck-darwin: ## type-check what is built with cgo on a Mac, on any host
 	@scripts/step "type-check of macOS with cgo"
-	@go run ./scripts/typecheck -cgo ./cmd/berth ./vm/vz
+	@go run ./scripts/typecheck -cgo ./cmd/berth ./cmd/berth-tray ./vm/vz
 
 .PHONY: tools
 tools: bin/tools/staticcheck
@@ -143,7 +143,7 @@ test-full-race: registry
 test-full-oci: deps
 	@scripts/once $@ guest/oci/suite
 test-full-e2e: build registry docker compose testimages
-	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 40m -v ./host/e2e
+	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 80m -v ./host/e2e
 test-full-arm64:
 	@scripts/deps qemu-system-arm
 	@scripts/step "building the guest image for arm64"
