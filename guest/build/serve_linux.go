@@ -4,13 +4,16 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
+	"time"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/util/grpcerrors"
 )
 
@@ -20,7 +23,13 @@ const maxMessage = 16 << 20
 // serve starts the gRPC server.
 func (b *Builder) serve(o *opened) {
 	o.server = grpc.NewServer(
-		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			resp, err := handle(ctx, req)
+			if err != nil && info.FullMethod == controlapi.Control_Solve_FullMethodName {
+				b.sweep(o)
+			}
+			return resp, err
+		}),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 	)
@@ -29,6 +38,32 @@ func (b *Builder) serve(o *opened) {
 	o.conns = newConnListener()
 	o.serving.Go(func() { _ = o.server.Serve(o.conns) })
 }
+
+// sweep removes what a failed build leaves: it may be what has filled the disk, and
+// the next build must find room. BuildKit lets go of a failed step's file systems
+// when Go's collector finds that nobody has the step's error any more, which may
+// be minutes away in an idle process; so it is told to look now, twice, since the
+// second round ends after the first one's finalizers have begun. It returns at once,
+// for its caller still holds the error.
+func (b *Builder) sweep(o *opened) {
+	o.serving.Go(func() {
+		time.Sleep(sweepDelay)
+		runtime.GC()
+		found := make(chan struct{})
+		runtime.SetFinalizer(&marker{}, func(*marker) { close(found) })
+		runtime.GC()
+		<-found
+		if err := o.worker.GarbageCollect(context.Background()); err != nil {
+			b.opts.Log.Warn("cannot remove what a failed build left", "error", err)
+		}
+	})
+}
+
+// marker is large enough to be collected on its own.
+type marker struct{ _ [64]byte }
+
+// sweepDelay is the time in which a failed build's error reaches its client.
+const sweepDelay = 200 * time.Millisecond
 
 // ServeHTTP serves BuildKit's API over an HTTP/2 connection of net/http's.
 func (b *Builder) ServeHTTP(w http.ResponseWriter, r *http.Request) {

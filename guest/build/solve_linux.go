@@ -87,6 +87,8 @@ func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.
 		resp, err := o.control.Solve(ctx, req)
 		if err == nil {
 			id = resp.ExporterResponse[exptypes.ExporterImageDigestKey]
+		} else {
+			b.sweep(o)
 		}
 		return err
 	})

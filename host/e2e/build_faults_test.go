@@ -111,6 +111,9 @@ func TestBuildDiskFull(t *testing.T) {
 	dir := buildContext(t, map[string]string{"Dockerfile": "FROM hello\nRUN cat /dev/zero > /big\n"})
 	c.fails(t, "No space left", "build", dir)
 	h.noSteps(t)
+	eventually(t, "room on the disk once the failed step's files are gone", func() bool {
+		return c.ok(t, "ssh", "--", `df -m /var/lib/berth | awk 'END { print ($4 > 300) }'`) == "1"
+	})
 	dir = buildContext(t, map[string]string{"Dockerfile": "FROM hello\nRUN echo fine > /small\nCMD cat /small\n"})
 	c.ok(t, "build", "-t", "small", dir)
 	if got := c.ok(t, "run", "--rm", "small"); got != "fine" {
