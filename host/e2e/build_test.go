@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -163,6 +165,48 @@ func TestBuildCache(t *testing.T) {
 	if got := b.ok(t, "run", "--rm", "e2e-cache-docker-buildkit"); got == "" {
 		t.Error("the prune took an image's layers")
 	}
+}
+
+// TestBuildUnpacked: the layers of an image that is unpacked are not extracted once
+// more for the build that stands on it: its files are there once.
+func TestBuildUnpacked(t *testing.T) {
+	h := machine(t)
+	b := h.berth()
+	name := "e2e-base-" + strings.ToLower(rand.Text())
+	dir := buildContext(t, map[string]string{
+		"base/Dockerfile": "FROM hello\nRUN mkdir -p /dir/sub && touch /dir/sub/old /gone && cp /bin/busybox /" + name + " && chmod 4711 /" + name + "\n" +
+			"RUN rm -r /dir /gone && mkdir -m 1770 /dir && chown 3:4 /dir && cp -p /" + name + " /dir/\n",
+		"top/Dockerfile": "FROM " + name + "\nRUN stat -c '%a %u:%g' /dir > /seen && stat -c '%a %h' /" + name + " /dir/" + name + " >> /seen && " +
+			"ls -A /dir | wc -l >> /seen && ! ls /gone\nCMD cat /seen\n",
+	})
+	b.ok(t, "build", "-q", "--provenance=false", "-t", name, dir+"/base")
+	b.ok(t, "save", "-o", dir+"/image.tar", name)
+	b.ok(t, "rmi", name)
+	b.ok(t, "builder", "prune", "-a", "-f")
+	b.ok(t, "load", "-i", dir+"/image.tar")
+	// The names of either layer's file, in all layers there are.
+	files := func() []string {
+		t.Helper()
+		return strings.Fields(b.ok(t, "ssh", "--", "find /var/lib/berth -xdev -path '*/fs/*' -name "+name+" | sort"))
+	}
+	unpacked := files()
+	if len(unpacked) != 2 {
+		t.Fatalf("the loaded image's file is in %q, want two layers", unpacked)
+	}
+	b.ok(t, "build", "-q", "-t", name+"-top", dir+"/top")
+	if built := files(); !slices.Equal(built, unpacked) {
+		t.Errorf("unpacked: %q; after a build on it: %q", unpacked, built)
+	}
+	want := "1770 3:4\n4711 1\n4711 1\n1"
+	if got := b.ok(t, "run", "--rm", name+"-top"); got != want {
+		t.Errorf("the image on top prints %q, want %q", got, want)
+	}
+	// The base stays whole when only the build's cache goes, and the other way round.
+	b.ok(t, "builder", "prune", "-a", "-f")
+	b.ok(t, "run", "--rm", name, "test", "-u", "/dir/"+name)
+	b.ok(t, "rmi", name)
+	b.ok(t, "run", "--rm", name+"-top", "test", "-u", "/dir/"+name)
+	b.ok(t, "rmi", name+"-top")
 }
 
 // TestBuildMounts: secrets and caches are there for the step, and in no image.
