@@ -157,7 +157,7 @@ func (m *machine) startEngine() error {
 		}
 		m.mountShares(serves)
 		if m.hw.rosetta {
-			err := m.phases.run("rosetta", func() error { return errors.Join(loadCore(serves, "virtiofs", "rosetta"), useRosetta()) })
+			err := m.phases.run("rosetta", func() error { return errors.Join(loadCore(serves, "virtiofs"), useRosetta()) })
 			if err != nil {
 				m.log.Warn("programs for amd64 are not run by Rosetta", "err", err)
 			}

@@ -16,16 +16,21 @@ import (
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/exporter"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
+	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
 	snapshots "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/pb"
 	sourcehttp "github.com/moby/buildkit/source/http"
 	"github.com/moby/buildkit/util/disk"
 	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/moby/buildkit/worker/label"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/berthvm/berth/guest/binfmt"
 	"github.com/berthvm/berth/guest/image"
 )
 
@@ -58,7 +63,7 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 		ID:             id,
 		Root:           b.opts.Root,
 		Labels:         b.labels(parts),
-		Platforms:      []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
+		Platforms:      runs(),
 		GCPolicy:       gcPolicy(b.opts.Root),
 		Executor:       b.steps,
 		Snapshotter:    snapshots.NewSnapshotter(parts.SnapshotterName, storeLayers{parts.Snapshotter}, parts.Namespace, nil),
@@ -91,6 +96,27 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 	w.SourceManager.Register(urls)
 	w.HTTPSource = urls
 	return &buildWorker{Worker: w, store: b.opts.Images, writer: writer, named: b.opts.Named}, nil
+}
+
+// runs lists the platforms whose programs steps may run, the machine's own first.
+func runs() []ocispec.Platform {
+	own := platforms.Normalize(platforms.DefaultSpec())
+	list := []ocispec.Platform{own}
+	if arch := binfmt.Emulated(); arch != "" {
+		list = append(list, ocispec.Platform{OS: own.OS, Architecture: arch})
+	}
+	return list
+}
+
+// ResolveOp implements worker.Worker. A step for another architecture has the kernel
+// run its programs.
+func (w *buildWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy worker.ProxyOpt) (solver.Op, error) {
+	if op, ok := v.Sys().(*pb.Op); ok && op.GetExec() != nil {
+		if err := binfmt.Need(op.GetPlatform().GetArchitecture()); err != nil {
+			return nil, err
+		}
+	}
+	return w.Worker.ResolveOp(v, s, sm, proxy)
 }
 
 func (b *Builder) labels(parts image.Parts) map[string]string {

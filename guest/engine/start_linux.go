@@ -19,6 +19,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berthvm/berth/guest/binfmt"
 	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/container/seccomp"
 	"github.com/berthvm/berth/guest/engine/record"
@@ -123,6 +124,7 @@ func (b *building) run(ctx context.Context) error {
 		name string
 		f    func(context.Context) error
 	}{
+		{"platform", b.platform},
 		{"mount", b.mount},
 		{"network", b.network},
 		{"setup", b.setup},
@@ -149,6 +151,16 @@ func (b *building) closeFiles() {
 		f.Close()
 	}
 	b.files, b.binds = nil, nil
+}
+
+// platform has the kernel run the programs of an image for another architecture.
+func (b *building) platform(context.Context) error {
+	if m := b.c.rec.Manifest; m != nil && m.Platform != nil {
+		if err := binfmt.Need(m.Platform.Architecture); err != nil {
+			return internal(err)
+		}
+	}
+	return nil
 }
 
 // mount mounts the root file system.

@@ -289,8 +289,9 @@ func (c cli) fails(t testing.TB, want string, args ...string) result {
 	return r
 }
 
-// buildProgram compiles the source of a static program and returns its path.
-func buildProgram(t testing.TB, source string) string {
+// buildProgram compiles the source of a static program, in an environment with env
+// added, and returns its path.
+func buildProgram(t testing.TB, source string, env ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600); err != nil {
@@ -298,7 +299,7 @@ func buildProgram(t testing.TB, source string) string {
 	}
 	program := filepath.Join(dir, "program")
 	build := exec.Command("go", "build", "-o", program, filepath.Join(dir, "main.go"))
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Env = append(append(os.Environ(), "CGO_ENABLED=0"), env...)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -9,7 +9,14 @@ func packageNames(arch string) []string {
 		"busybox-static",
 		"ca-certificates",
 		"e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libc6",
+		"qemu-user-static",
 	}
+}
+
+// emulator is the program of the root that runs programs for the architecture that
+// is not arch; package binfmt knows its path.
+func emulator(arch string) string {
+	return map[string]string{"amd64": "usr/bin/qemu-aarch64-static", "arm64": "usr/bin/qemu-x86_64-static"}[arch]
 }
 
 // libraryDirs lists where arch's programs look for shared libraries, in order.
@@ -63,7 +70,6 @@ var coreModules = []group{
 	{"netfilter", []string{"nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_fib_inet", "nft_reject_inet", "nft_compat"}},
 	{"virtiofs", []string{"virtiofs"}},
 	{"9p", []string{"9p", "9pnet_fd"}},
-	{"rosetta", []string{"binfmt_misc"}},
 	{"device", []string{"virtio_balloon", "virtio_rng", "button", "evdev"}},
 	{"hyperv", []string{"hv_utils", "hv_balloon"}},
 }
@@ -75,7 +81,7 @@ var optionalGroups = []string{"hyperv", "hyperv-disk", "hyperv-vsock"}
 var moreModules = []string{
 	"tun", "dummy", "8021q", "macvlan", "macvtap", "ipvlan", "vxlan", "geneve", "wireguard", "ifb",
 	"9pnet_virtio", "squashfs", "isofs", "vfat", "nls_utf8", "nls_ascii", "nls_cp437", "nfsv4", "nfsv3", "cifs",
-	"loop", "dm_mod", "dm_crypt", "zram",
+	"loop", "dm_mod", "dm_crypt", "zram", "binfmt_misc",
 	"vsock_loopback", "vsock_diag", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "packet_diag", "af_packet_diag",
 	"sch_netem", "sch_tbf", "sch_htb", "sch_fq", "sch_fq_codel", "sch_ingress", "sch_prio", "sch_cake", "cls_u32", "cls_fw", "cls_basic", "cls_bpf", "cls_flower", "cls_matchall", "act_police", "act_mirred", "act_bpf",
 	"tls", "tcp_bbr", "sctp", "nf_conntrack_ftp", "nf_conntrack_tftp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "ip6_vti",

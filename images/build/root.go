@@ -45,6 +45,7 @@ func (r root) fill(ctx context.Context, s settings, release string, modules *ker
 		r.write("etc/os-release", 0o644, []byte(osRelease(s.version))),
 		r.busybox(ctx, s),
 		r.tools(s.arch),
+		r.copy(filepath.Join(r.tree, emulator(s.arch)), emulator(s.arch), 0o755),
 		r.certificates(),
 		r.modules(release, modules),
 		r.copy(programs["berth-init"], "sbin/berth-init", 0o755), // for docker's --init; PID 1 runs from the initramfs
