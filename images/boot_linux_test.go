@@ -40,7 +40,6 @@ func TestBoot(t *testing.T) {
 		g.await("engine: start 2") // it failed, and was started again
 		g.await("engine: ready")
 		g.order(wire.OpTime)
-		g.order(wire.OpReclaim)
 		g.order(wire.OpReboot)
 		g.welcome()
 		g.await("engine: stopped")

@@ -29,7 +29,7 @@ type servers struct {
 }
 
 // listen opens the ports. Nothing is accepted from anyone but the host.
-func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers, err error) {
+func listen(cfg config, w wire.Welcome, p *parts, api http.Handler, idle *idler) (_ *servers, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &servers{log: cfg.log, cancel: cancel, failed: make(chan error, 4)}
 	defer func() {
@@ -48,6 +48,7 @@ func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers,
 		local.Close()
 		return nil, err
 	}
+	api = idle.serve(api)
 	s.serve(local, api)
 	if cfg.native {
 		return s, nil
@@ -64,7 +65,7 @@ func listen(cfg config, w wire.Welcome, p *parts, api http.Handler) (_ *servers,
 		return nil, err
 	}
 	s.closers = append(s.closers, portal)
-	s.wg.Go(func() { _ = p.ports.Serve(portal) })
+	s.wg.Go(func() { _ = p.ports.Serve(portal, idle.use) })
 	return s, s.serveSSH(ctx, cfg, w)
 }
 

@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -89,7 +88,11 @@ func run(ctx context.Context, cfg config) error {
 	api := dockerapi.New(dockerapi.Config{Log: cfg.log, Engine: p.engine, Images: p.images,
 		Networks: networks.New(p.networks, p.engine), Volumes: volumes.New(p.volumes, p.engine), Builds: builds.New(p.builder, p.engine),
 		Version: w.Machine.Version, About: about(w), Info: info(cfg, w)})
-	servers, err := listen(cfg, w, p, whenIdle(api, debug.FreeOSMemory))
+	stages := []stage{freeHeap()}
+	if !cfg.native { // whose page cache is all the computer's
+		stages = append(stages, freeCache(cfg.log))
+	}
+	servers, err := listen(cfg, w, p, api, newIdler(stages...))
 	if err != nil {
 		return err
 	}

@@ -221,8 +221,6 @@ func (m *machine) serve() (how int, grace time.Duration) {
 				return unix.LINUX_REBOOT_CMD_RESTART, graceOrdered
 			case wire.OpTime:
 				m.host.reply(order.ID, setClock(order.Time))
-			case wire.OpReclaim:
-				go func() { m.host.reply(order.ID, reclaim()) }()
 			default:
 				m.host.reply(order.ID, fmt.Errorf("unknown order %q", order.Op))
 			}

@@ -122,13 +122,6 @@ func halt(how int) {
 	}
 }
 
-// reclaim gives clean page cache and slab memory back to the kernel, and so, by
-// free page reporting, to the host.
-func reclaim() error {
-	unix.Sync()
-	return sysctl("vm/drop_caches", "3")
-}
-
 // watchPowerButton sends on pressed when the machine's power button is pushed, or
 // poweroff(8) says so to PID 1, which Hyper-V has the kernel call instead.
 func watchPowerButton(pressed chan<- struct{}, log *slog.Logger) {

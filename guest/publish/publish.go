@@ -115,8 +115,9 @@ func (port *Port) Close() error {
 }
 
 // Serve carries the connections that arrive at l, on wire.PortPortal, until l is
-// closed; it returns when all have ended.
-func (p *Publisher) Serve(l net.Listener) error {
+// closed; it returns when all have ended. It calls used when one begins and when it
+// ends.
+func (p *Publisher) Serve(l net.Listener, used func()) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	for {
@@ -126,6 +127,8 @@ func (p *Publisher) Serve(l net.Listener) error {
 		}
 		work.Go(func() {
 			defer conn.Close()
+			used()
+			defer used()
 			if err := p.carry(conn); err != nil {
 				p.log.Debug("a published connection ended", "error", err)
 			}

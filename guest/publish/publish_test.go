@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 type host struct {
 	publish, portal net.Listener
 	closed          chan struct{} // gets a value when a publish stream ends
+	used            atomic.Int32
 }
 
 func newHost(t *testing.T, secret []byte) (*host, *Publisher) {
@@ -37,7 +39,7 @@ func newHost(t *testing.T, secret []byte) (*host, *Publisher) {
 	}, slog.New(slog.DiscardHandler))
 	served := make(chan struct{})
 	go func() {
-		p.Serve(h.portal)
+		p.Serve(h.portal, func() { h.used.Add(1) })
 		close(served)
 	}()
 	go h.serve(secret)
@@ -129,6 +131,9 @@ func TestTCP(t *testing.T) {
 	late := h.open(t, port.id)
 	if got, _ := io.ReadAll(late); len(got) > 0 {
 		t.Errorf("a port that is closed answered %q", got)
+	}
+	if n := h.used.Load(); n < 3 { // the first may not have ended yet
+		t.Errorf("two connections were told of as %d uses", n)
 	}
 }
 

@@ -218,7 +218,6 @@ const (
 	OpPowerOff Op = "poweroff" // stop the engine and containers, unmount, switch off; the reply comes first
 	OpReboot   Op = "reboot"   // the same, then restart
 	OpTime     Op = "time"     // set the clock
-	OpReclaim  Op = "reclaim"  // give page cache back to the host
 )
 
 // Reply answers the Order with the same ID.

@@ -102,21 +102,21 @@ func TestOrders(t *testing.T) {
 	}()
 	s := h.session()
 	go func() { replies <- wire.Reply{} }()
-	if err := s.order(t.Context(), wire.Order{Op: wire.OpReclaim}); err != nil {
+	if err := s.order(t.Context(), wire.Order{Op: wire.OpTime}); err != nil {
 		t.Error(err)
 	}
 	go func() { replies <- wire.Reply{Error: "no"} }()
-	if err := s.order(t.Context(), wire.Order{Op: wire.OpReclaim}); err == nil || !strings.Contains(err.Error(), "no") {
+	if err := s.order(t.Context(), wire.Order{Op: wire.OpTime}); err == nil || !strings.Contains(err.Error(), "no") {
 		t.Errorf("a refusal: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	go func() { replies <- wire.Reply{ID: 12345} }() // nobody's
-	if err := s.order(ctx, wire.Order{Op: wire.OpReclaim}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := s.order(ctx, wire.Order{Op: wire.OpTime}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("no reply: %v", err)
 	}
 	close(replies)
-	if err := s.order(t.Context(), wire.Order{Op: wire.OpReclaim}); !errors.Is(err, errNoSession) {
+	if err := s.order(t.Context(), wire.Order{Op: wire.OpTime}); !errors.Is(err, errNoSession) {
 		t.Errorf("the stream broke: %v", err)
 	}
 	<-ended

@@ -332,7 +332,7 @@ func cpuTicks(b *testing.B, pids []int) (sum int) {
 	return sum
 }
 
-func rss(b *testing.B, pid int) (name string, kib int) {
+func rss(b testing.TB, pid int) (name string, kib int) {
 	b.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
