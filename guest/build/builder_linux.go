@@ -61,7 +61,6 @@ type Builder struct {
 
 	mu     sync.Mutex // guards what follows
 	open   *opened
-	failed error // of the last attempt to open
 	closed bool
 }
 
