@@ -375,6 +375,8 @@ func checkDescriptor(parent, c ocispec.Descriptor) error {
 	}
 	isManifest := images.IsManifestType(c.MediaType) || images.IsIndexType(c.MediaType)
 	isConfig := images.IsConfigType(c.MediaType)
+	// What is attested about an image has no configuration (OCI image spec 1.1, "Guidance for an Empty Descriptor").
+	isEmpty := c.MediaType == ocispec.MediaTypeEmptyJSON && parent.Annotations[attestationAnnotation] != ""
 	switch {
 	case c.Size < 0:
 		return bad("%s has a size of %d bytes", c.Digest, c.Size)
@@ -382,7 +384,7 @@ func checkDescriptor(parent, c ocispec.Descriptor) error {
 		return bad("%s of %d bytes is too large", c.MediaType, c.Size)
 	case images.IsIndexType(parent.MediaType) && !isManifest:
 		return bad("an index cannot hold %q", c.MediaType)
-	case images.IsManifestType(parent.MediaType) && !isConfig && !images.IsLayerType(c.MediaType) && !images.IsAttestationType(c.MediaType):
+	case images.IsManifestType(parent.MediaType) && !isConfig && !isEmpty && !images.IsLayerType(c.MediaType) && !images.IsAttestationType(c.MediaType):
 		return bad("not an image: unsupported media type %q", c.MediaType)
 	}
 	return nil

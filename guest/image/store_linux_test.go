@@ -413,15 +413,29 @@ func TestNewerFormatIsRefused(t *testing.T) {
 }
 
 // TestAttestations loads, pushes and pulls what buildx makes: an index with an
-// image and with statements about it.
+// image and with statements about it, whose manifest is an image's or an
+// artifact's, without a configuration.
 func TestAttestations(t *testing.T) {
+	t.Run("image", func(t *testing.T) {
+		testAttestations(t, func(img *testImage, statement digest.Digest) ocispec.Descriptor {
+			return img.addJSON(t, ocispec.MediaTypeImageConfig, ocispec.Image{
+				Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"},
+				RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{statement}},
+			})
+		})
+	})
+	t.Run("artifact", func(t *testing.T) {
+		testAttestations(t, func(img *testImage, _ digest.Digest) ocispec.Descriptor {
+			return img.addJSON(t, ocispec.MediaTypeEmptyJSON, struct{}{})
+		})
+	})
+}
+
+func testAttestations(t *testing.T, addConfig func(*testImage, digest.Digest) ocispec.Descriptor) {
 	s := open(t)
 	img := simple(t, "x")
 	statement := img.add("application/vnd.in-toto+json", []byte(`{"predicateType":"x"}`))
-	config := img.addJSON(t, ocispec.MediaTypeImageConfig, ocispec.Image{
-		Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"},
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{statement.Digest}},
-	})
+	config := addConfig(img, statement.Digest)
 	attestation := img.addJSON(t, ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{statement},
 	})

@@ -179,7 +179,7 @@ func TestBuildUnpacked(t *testing.T) {
 		"top/Dockerfile": "FROM " + name + "\nRUN stat -c '%a %u:%g' /dir > /seen && stat -c '%a %h' /" + name + " /dir/" + name + " >> /seen && " +
 			"ls -A /dir | wc -l >> /seen && ! ls /gone\nCMD cat /seen\n",
 	})
-	b.ok(t, "build", "-q", "--provenance=false", "-t", name, dir+"/base")
+	b.ok(t, "build", "-q", "-t", name, dir+"/base")
 	b.ok(t, "save", "-o", dir+"/image.tar", name)
 	b.ok(t, "rmi", name)
 	b.ok(t, "builder", "prune", "-a", "-f")
