@@ -106,7 +106,7 @@ func newDesktop(t *testing.T, h *home) *desktop {
 	if err := os.Mkdir(run, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	d.env = append(h.env(), "XDG_RUNTIME_DIR="+run, "XDG_CONFIG_HOME=", "XFCE_PANEL_MIGRATE_DEFAULT=1", "NO_AT_BRIDGE=1")
+	d.env = append(h.env(), "XDG_RUNTIME_DIR="+run, "XDG_CONFIG_HOME="+filepath.Join(h.dir, ".config"), "XFCE_PANEL_MIGRATE_DEFAULT=1", "NO_AT_BRIDGE=1")
 	number := d.start(true, "Xvfb", "-displayfd", "1", "-screen", "0", "1024x768x24", "-nolisten", "tcp")
 	d.env = append(d.env, "DISPLAY=:"+number)
 	bus := d.start(true, "dbus-daemon", "--session", "--nofork", "--print-address")
