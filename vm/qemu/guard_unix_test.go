@@ -22,12 +22,7 @@ func TestGuard(t *testing.T) {
 		{"the process has ended", func(g *guard) { g.Close() }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cmd := exec.Command("sleep", "1000")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
+			cmd, ended := sleeper(t)
 			g, err := newGuard(cmd.Process.Pid)
 			if err != nil {
 				t.Fatal(err)
@@ -56,4 +51,16 @@ func TestGuard(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sleeper starts a process that ends when it is told to, and then says how.
+func sleeper(t *testing.T) (*exec.Cmd, <-chan error) {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	return cmd, ended
 }

@@ -50,12 +50,7 @@ func TestEndLeftover(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			cmd := exec.Command("sleep", "1000")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
+			cmd, ended := sleeper(t)
 			rec, err := identify(cmd.Process.Pid)
 			if err != nil {
 				t.Fatal(err)
