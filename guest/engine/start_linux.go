@@ -192,10 +192,12 @@ func (b *building) setup(ctx context.Context) error {
 	}
 	b.onUndo(func(ctx context.Context) { b.e.releaseMounts(ctx, c) })
 	config := rec.Config
-	if donor, _, err := b.e.donor(ctx, rec.HostConfig.NetworkMode.ConnectedContainer()); err == nil {
-		shared := *config // who shares a network has the host name that it is known by there
-		shared.Hostname, shared.Domainname = donor.rec.Config.Hostname, donor.rec.Config.Domainname
-		config = &shared
+	if mode := rec.HostConfig.NetworkMode; mode.IsContainer() {
+		if donor, _, err := b.e.donor(ctx, mode.ConnectedContainer()); err == nil {
+			shared := *config // who shares a network has the host name that it is known by there
+			shared.Hostname, shared.Domainname = donor.rec.Config.Hostname, donor.rec.Config.Domainname
+			config = &shared
+		}
 	}
 	in := runspec.Input{ID: c.id, Config: config, HostConfig: rec.HostConfig, Rootfs: c.rootfs(),
 		Cgroup: cgroupPath(rec), NetNS: b.netns, Mounts: mounts}
