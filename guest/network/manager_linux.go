@@ -34,6 +34,7 @@ type Manager struct {
 	fw   *firewall.Firewall
 
 	mu        sync.RWMutex
+	left      *sync.Cond          // of mu: a network's leave has become less
 	networks  map[string]*network // by ID
 	sandboxes map[string]*sandbox // by container ID
 	site      netip.Prefix        // where IPv6 subnets come from; zero until it is needed
@@ -57,6 +58,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		return nil, fmt.Errorf("cannot read the networks: %w", err)
 	}
 	m := &Manager{opts: opts, log: opts.Log, site: st.Site, networks: map[string]*network{}, sandboxes: map[string]*sandbox{}, pending: map[string]*spare{}}
+	m.left = sync.NewCond(&m.mu)
 	for _, n := range predefined(opts) {
 		n.Created = time.Now().UTC()
 		if err := m.addNetwork(n); err != nil {

@@ -21,6 +21,7 @@ type network struct {
 	def   Network
 	pools []*ipam.Pool // one for each of def.Subnets; guarded by Manager.mu
 	using int          // endpoints that exist or are being made; guarded by Manager.mu
+	leave int          // endpoints whose addresses come back when the kernel is done with them; guarded by Manager.mu
 	gone  bool         // guarded by Manager.mu
 
 	dev   sync.Mutex
@@ -339,14 +340,18 @@ func (m *Manager) find(nameOrID string) (*network, error) {
 }
 
 // Usage counts the addresses of a network's subnets. What was made ahead of time
-// for the next container does not count.
+// for the next container does not count, nor what ended containers had: it waits
+// for that to come back.
 func (m *Manager) Usage(nameOrID string) (map[netip.Prefix]Usage, error) {
 	n, err := m.find(nameOrID)
 	if err != nil {
 		return nil, err
 	}
-	m.mu.RLock()
-	defer m.mu.RUnlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for n.leave > 0 {
+		m.left.Wait()
+	}
 	out := map[netip.Prefix]Usage{}
 	for i, p := range n.pools {
 		inUse, available := p.Usage()

@@ -602,6 +602,16 @@ func TestStaticAddresses(t *testing.T) {
 	if len(m.Endpoints(b.id)) != 0 {
 		t.Error("failed attaches left endpoints")
 	}
+	// What a container had is there for the next at once, static or not, though
+	// the kernel takes its time to give it back.
+	a.release()
+	if u, err := m.Usage("n"); err != nil || u[pfx("10.8.0.0/29")] != (Usage{InUse: 7, Available: 1}) {
+		t.Errorf("after a release: %+v, %v", u, err)
+	}
+	a = m.container("d")
+	a.attach(AttachRequest{Network: "n", IPv4: addr("10.8.0.3")})
+	a.release()
+	m.container("e").attach(AttachRequest{Network: "n", IPv4: addr("10.8.0.3")})
 }
 
 func TestIPv6(t *testing.T) {

@@ -159,7 +159,8 @@ func (m *Manager) endpoint(n *network, sb *sandbox, req AttachRequest) (Endpoint
 	return ep, nil
 }
 
-// reserve checks a request and takes what it needs of the network.
+// reserve checks a request and takes what it needs of the network. What is not free
+// may be on its way back from a container that has ended: that is waited for.
 func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -174,7 +175,15 @@ func (m *Manager) reserve(n *network, sb *sandbox, req AttachRequest) (Endpoint,
 		n.using++
 		return ep, nil
 	}
-	if err := n.allocate(&ep, req); err != nil {
+	err := n.allocate(&ep, req)
+	for err != nil && n.leave > 0 {
+		m.left.Wait()
+		if n.gone {
+			return Endpoint{}, notFound("network %s not found", req.Network)
+		}
+		err = n.allocate(&ep, req)
+	}
+	if err != nil {
 		return Endpoint{}, err
 	}
 	if err := ep.setMAC(n.def.Driver, req.MAC); err != nil {
@@ -312,16 +321,25 @@ func (m *Manager) unreserve(ep Endpoint) {
 // only when the interface, which may still answer for it, is gone: in the
 // background, because the kernel takes its time.
 func (m *Manager) discard(eps ...Endpoint) {
+	var of []*network
 	m.mu.Lock()
 	for _, ep := range eps {
 		if n := m.networks[ep.NetworkID]; n != nil {
 			n.using--
+			n.leave++
+			of = append(of, n)
 		}
 	}
 	m.mu.Unlock()
 	drain := func() {
 		time.Sleep(answerFirst)
 		m.drain(eps...)
+		m.mu.Lock()
+		for _, n := range of {
+			n.leave--
+		}
+		m.mu.Unlock()
+		m.left.Broadcast()
 		if err := m.refill(); err != nil {
 			m.log.Warn("cannot prepare the next container's network", "error", err)
 		}
