@@ -23,6 +23,7 @@ endif
 # Tools that checks and tests use, each built once from the module proxy.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 REGISTRY    := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+BUILDX      := github.com/docker/buildx
 
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 IN_VM     := -exec "$(CURDIR)/scripts/invm"
@@ -119,6 +120,15 @@ compose: ## compose's own program, for the long tests
 	@scripts/step "building compose's own program"
 	@go build -o bin/tools/docker-compose $(COMPOSE)/cmd
 
+.PHONY: buildx
+buildx: bin/tools/docker-buildx ## buildx's own program, for the long tests
+
+# In a module of its own: it has drivers that berth leaves out, with what they need.
+bin/tools/docker-buildx: go.mod
+	@scripts/step "building buildx's own program"
+	@version=$$(go list -m -f '{{.Version}}' $(BUILDX)) && GOBIN=$(CURDIR)/bin/tools go install -ldflags "-X $(BUILDX)/version.Version=$$version" $(BUILDX)/cmd/buildx@$$version
+	@mv bin/tools/buildx $@
+
 .PHONY: testimages
 testimages: ## build the images of the long tests from Debian's packages (as root)
 	@scripts/step "building test images"
@@ -142,7 +152,7 @@ test-full-race: registry
 	@scripts/once $@ env CGO_ENABLED=1 go test -race ./cmd/... ./guest/... ./host/... ./images/... ./vm/...
 test-full-oci: deps
 	@scripts/once $@ guest/oci/suite
-test-full-e2e: build registry docker compose testimages
+test-full-e2e: build registry docker compose buildx testimages
 	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 80m -v ./host/e2e
 test-full-arm64:
 	@scripts/deps qemu-system-arm

@@ -214,13 +214,14 @@ type cli struct {
 	bin  string
 	env  []string
 	pre  []string // arguments before the command
+	dir  string   // where it runs; empty: here
 	// patience is how long one command may take; zero is what every one may.
 	patience time.Duration
 }
 
 func (c cli) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, c.bin, append(append([]string(nil), c.pre...), args...)...)
-	cmd.Env = c.env
+	cmd.Env, cmd.Dir = c.env, c.dir
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
