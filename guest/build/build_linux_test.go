@@ -165,6 +165,23 @@ func TestPublished(t *testing.T) {
 	}
 }
 
+func TestSBOMGenerator(t *testing.T) {
+	for _, c := range []struct{ attest, want string }{
+		{"none", ""},
+		{"", "docker.io/docker/buildkit-syft-scanner:stable-1"},
+		{"generator=localhost:5000/g", "localhost:5000/g:latest"},
+		{"generator=A B", ""},
+	} {
+		opts := map[string]string{"attest:provenance": "mode=max"}
+		if c.attest != "none" {
+			opts["attest:sbom"] = c.attest
+		}
+		if got := sbomGenerator(opts); got != c.want {
+			t.Errorf("sbom %q: the generator is %q, want %q", c.attest, got, c.want)
+		}
+	}
+}
+
 func TestNormalNames(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "", "*": "*", "a": "docker.io/library/a:latest", "a,localhost:5000/b/c:1": "docker.io/library/a:latest,localhost:5000/b/c:1",

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/util/db/boltutil"
+	"github.com/moby/buildkit/version"
 	"github.com/moby/buildkit/worker"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
@@ -83,7 +85,22 @@ func New(o Options) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the builder: %w", err)
 	}
+	nameBuildKit()
 	return &Builder{opts: o, steps: steps}, nil
+}
+
+// nameBuildKit has BuildKit know its version, which is that of the library. Clients
+// are shown it, registries are told, and provenance records it.
+func nameBuildKit() {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return
+	}
+	for _, dep := range info.Deps {
+		if dep.Path == version.Package {
+			version.Version = dep.Version
+		}
+	}
 }
 
 // Used says whether anything was ever built: whether there can be a cache.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/frontend/attestations"
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
@@ -52,6 +53,30 @@ func (c *offlineClient) Solve(ctx context.Context, req client.SolveRequest) (*cl
 		_ = c.Warn(ctx, c.dockerfile, text, client.WarnOpts{Level: 1, Detail: [][]byte{[]byte(err.Error())}})
 	}
 	return dockerfile.Build(ctx, &builtinClient{c.Client})
+}
+
+// ResolveSourceMetadata implements client.Client. That a generator of SBOMs cannot be
+// had is no fault of the Dockerfile's, in which its name does not stand.
+func (c *offlineClient) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	resp, err := c.Client.ResolveSourceMetadata(ctx, op, opt)
+	if generator := sbomGenerator(c.BuildOpts().Opts); err != nil && generator != "" && op.GetIdentifier() == "docker-image://"+generator {
+		err = fmt.Errorf("the image that generates the SBOM cannot be fetched (name another with --attest type=sbom,generator=IMAGE): %w", err)
+	}
+	return resp, err
+}
+
+// sbomGenerator returns the image that a build's options name for making an SBOM, or
+// "".
+func sbomGenerator(opts map[string]string) string {
+	attests, err := attestations.Parse(attestations.Filter(opts))
+	if err != nil {
+		return ""
+	}
+	named, err := reference.ParseNormalizedNamed(attests[attestations.KeyTypeSbom]["generator"])
+	if err != nil {
+		return ""
+	}
+	return reference.TagNameOnly(named).String()
 }
 
 // head returns the digest of the step whose result a definition is, or "".
