@@ -43,12 +43,8 @@ func (s *Store) Parts() Parts {
 	return Parts{
 		Namespace: namespace, SnapshotterName: snapshotter,
 		Content: s.content, Snapshotter: durable{s.snap, s.root}, Leases: s.leases, Images: s.images,
-		Collect: func(ctx context.Context) (gc.Stats, error) {
-			stats, err := s.db.GarbageCollect(ctx)
-			s.forget()
-			return stats, err
-		},
-		Hosts: s.registry.Hosts(), Transport: s.registry.Transport(),
+		Collect: s.garbageCollect,
+		Hosts:   s.registry.Hosts(), Transport: s.registry.Transport(),
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
@@ -73,6 +74,9 @@ type Store struct {
 
 	// tagging is held by what reads and then moves a name.
 	tagging sync.Mutex
+	// collecting is held by a garbage collection to its end: the database lets the
+	// next one begin, and find nothing to do, while files are still being removed.
+	collecting sync.Mutex
 
 	mu       sync.Mutex // guards what follows; never held while a database is asked
 	resolved map[digest.Digest]Image
@@ -308,16 +312,24 @@ func (s *Store) collectSoon() {
 	})
 }
 
-// collect removes all that nothing refers to.
+// collect removes all that nothing refers to, and waits for a collection that is
+// under way.
 func (s *Store) collect(ctx context.Context) error {
 	ctx = s.ctx(ctx)
 	if err := s.releaseUnused(ctx); err != nil {
 		return err
 	}
-	s.forget()
-	_, err := s.db.GarbageCollect(ctx)
-	s.forget()
+	_, err := s.garbageCollect(ctx)
 	return err
+}
+
+func (s *Store) garbageCollect(ctx context.Context) (gc.Stats, error) {
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	s.forget()
+	stats, err := s.db.GarbageCollect(ctx)
+	s.forget()
+	return stats, err
 }
 
 // forget drops what is known of images' contents.
