@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,21 +12,22 @@ import (
 func TestIdler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const soon, late = 3 * time.Second, 30 * time.Second
-		first, second, stopped := 0, 0, 0
-		i := newIdler(stage{after: soon, every: 15 * time.Second, f: func(func() bool) { first++ }},
+		var first, second, stopped atomic.Int32 // the calls come from timers' goroutines
+		i := newIdler(stage{after: soon, every: 15 * time.Second, f: func(func() bool) { first.Add(1) }},
 			stage{after: late, every: time.Minute, f: func(still func() bool) {
-				second++
+				second.Add(1)
 				for range 10 {
 					if time.Sleep(time.Second); !still() {
-						stopped++
+						stopped.Add(1)
 						return
 					}
 				}
 			}})
 		h := i.serve(http.NotFoundHandler())
-		expect := func(when string, wantFirst, wantSecond int) {
+		expect := func(when string, wantFirst, wantSecond int32) {
 			t.Helper()
-			if synctest.Wait(); first != wantFirst || second != wantSecond {
+			synctest.Wait()
+			if first, second := first.Load(), second.Load(); first != wantFirst || second != wantSecond {
 				t.Errorf("%s: %d and %d calls, want %d and %d", when, first, second, wantFirst, wantSecond)
 			}
 		}
@@ -45,8 +47,8 @@ func TestIdler(t *testing.T) {
 		ask() // while the second is at work
 		time.Sleep(soon + 10*time.Second)
 		expect("asked meanwhile", 3, 2)
-		if stopped != 1 {
-			t.Errorf("%d calls were told of the use, want 1", stopped)
+		if n := stopped.Load(); n != 1 {
+			t.Errorf("%d calls were told of the use, want 1", n)
 		}
 		ask()
 		time.Sleep(late)
@@ -62,11 +64,12 @@ func TestIdler(t *testing.T) {
 			ask()
 			time.Sleep(soon + time.Second)
 		}
-		if first > 4+9 || first < 4+7 || second != 3 {
-			t.Errorf("asked every few seconds: %d and %d calls", first-4, second-3)
+		synctest.Wait()
+		if n, m := first.Load()-4, second.Load()-3; n > 9 || n < 7 || m != 0 {
+			t.Errorf("asked every few seconds: %d and %d calls", n, m)
 		}
 		time.Sleep(time.Hour)
-		last := first
+		last := first.Load()
 		time.Sleep(time.Hour)
 		expect("at the end", last, 4)
 	})
