@@ -105,30 +105,37 @@ func (e *Executor) sweep() error {
 // Run implements executor.Executor: it runs one step and returns when it has ended
 // and nothing of it is left. A program that ends with another code than those
 // allowed is an *ExitError of BuildKit's.
-func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (_ resources.Recorder, err error) {
+func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resources.Recorder, error) {
 	if id == "" {
-		id = strings.ToLower(rand.Text())
+		id = newID()
 	}
 	if err := executor.ValidContainerID(id); err != nil {
 		return nil, err
 	}
+	return nil, e.run(ctx, &building{e: e, id: id, meta: process.Meta}, root, mounts, process, started)
+}
+
+func newID() string { return strings.ToLower(rand.Text()) }
+
+// run carries b out.
+func (e *Executor) run(ctx context.Context, b *building, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (err error) {
 	r := &running{ready: make(chan struct{}), done: make(chan struct{})}
-	if err := e.add(id, r); err != nil {
-		return nil, err
+	if err := e.add(b.id, r); err != nil {
+		return err
 	}
-	b := &building{e: e, id: id, dir: filepath.Join(e.opts.RunDir, id), meta: process.Meta}
+	b.dir = filepath.Join(e.opts.RunDir, b.id)
 	defer func() {
 		// Even if the build was cancelled nothing may stay behind.
 		if uerr := b.undo(context.WithoutCancel(ctx)); uerr != nil && err == nil {
 			err = uerr
 		}
-		e.remove(id, r)
+		e.remove(b.id, r)
 		if started != nil {
 			close(started)
 		}
 	}()
 	if err := b.prepare(ctx, root, mounts); err != nil {
-		return nil, err
+		return err
 	}
 	begun := func(task *container.Container) {
 		r.task, r.rootfs = task, b.rootfs
@@ -138,7 +145,7 @@ func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, moun
 			started = nil
 		}
 	}
-	return nil, b.run(ctx, process, begun)
+	return b.run(ctx, process, begun)
 }
 
 func (e *Executor) add(id string, r *running) error {
@@ -164,6 +171,7 @@ type building struct {
 	id     string
 	dir    string
 	meta   executor.Meta
+	tool   bool // it has less rights than a step
 	rootfs string
 	netns  string
 	spec   *specs.Spec

@@ -99,6 +99,9 @@ func (b *building) input(mounts []specs.Mount, readonly bool) runspec.Input {
 		NetworkMode: b.networkMode(), ReadonlyRootfs: m.ReadonlyRootFS || readonly, ShmSize: shmSize,
 		Privileged: m.SecurityMode == pb.SecurityMode_INSECURE,
 	}
+	if b.tool {
+		hc.CapDrop, hc.SecurityOpt = []string{"ALL"}, []string{"no-new-privileges"}
+	}
 	for _, u := range m.Ulimit {
 		hc.Ulimits = append(hc.Ulimits, &units.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
