@@ -227,7 +227,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	p.images = images.New(p.store, p.engine, p.builtin)
 	p.builder, err = build.New(build.Options{Log: cfg.log, Images: p.store, Networks: p.networks, Root: filepath.Join(cfg.root, "build"),
 		RunDir: filepath.Join(cfg.run, "build"), ExecPath: cfg.execPath, BootID: bootID(), DNS: servers, HostAlias: host,
-		Named: builds.Named(p.engine)})
+		Proxy: proxyEnv(w.Proxy), Named: builds.Named(p.engine)})
 	return p, err
 }
 
@@ -266,6 +266,17 @@ func imageOptions(cfg config, w wire.Welcome) image.Options {
 		o.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	}
 	return o
+}
+
+// proxyEnv is p as programs take it.
+func proxyEnv(p wire.Proxy) []string {
+	var env []string
+	for name, value := range map[string]string{"http_proxy": p.HTTP, "https_proxy": p.HTTPS, "no_proxy": p.No} {
+		if value != "" {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 func addresses(list []string) []netip.Addr {

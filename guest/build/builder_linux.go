@@ -33,11 +33,13 @@ import (
 	"github.com/moby/buildkit/cache/remotecache/local"
 	"github.com/moby/buildkit/cache/remotecache/registry"
 
+	"github.com/berthvm/berth/guest/build/git"
+	"github.com/berthvm/berth/guest/build/git/call"
 	"github.com/berthvm/berth/guest/build/step"
 	"github.com/berthvm/berth/guest/image"
 )
 
-// Options configure New. All but Named, HostAlias and DNS are needed.
+// Options configure New. All but Named, HostAlias, DNS and Proxy are needed.
 type Options struct {
 	Log      *slog.Logger
 	Images   *image.Store
@@ -50,6 +52,7 @@ type Options struct {
 
 	DNS       []netip.Addr // for steps
 	HostAlias netip.Addr   // what host-gateway stands for
+	Proxy     []string     // environment that names the proxies for what is not an image: HTTP_PROXY=...
 
 	// Named is told of every name a build gave to an image.
 	Named func(ctx context.Context, name, id string)
@@ -74,6 +77,7 @@ type opened struct {
 	server   *grpc.Server
 	conns    *connListener
 	uploads  *uploads
+	git      *git.Server // nil: the machine's own git is BuildKit's
 	stop     context.CancelFunc
 	serving  sync.WaitGroup
 }
@@ -142,7 +146,7 @@ func (b *Builder) Close() error {
 	o.stop()
 	o.server.Stop()
 	o.serving.Wait()
-	err := o.control.Close()
+	err := errors.Join(o.control.Close(), o.closeGit())
 	return errors.Join(err, b.markClean())
 }
 
@@ -171,6 +175,10 @@ func (b *Builder) start() (_ *opened, err error) {
 		return nil, err
 	}
 	o := &opened{sessions: sessions, stop: stop, uploads: newUploads()}
+	if o.git, err = b.serveGit(); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { o.closeGit() })
 	if o.worker, err = b.newWorker(ctx, o.uploads); err != nil {
 		return nil, err
 	}
@@ -225,6 +233,21 @@ func (b *Builder) start() (_ *opened, err error) {
 	}
 	b.serve(o)
 	return o, nil
+}
+
+// serveGit runs git in containers where the machine has a root file system for them.
+func (b *Builder) serveGit() (*git.Server, error) {
+	if _, err := os.Stat(git.Root); err != nil {
+		return nil, nil
+	}
+	return git.Serve(git.Options{Log: b.opts.Log, Socket: call.Socket, Env: b.opts.Proxy, Run: b.steps.RunTool})
+}
+
+func (o *opened) closeGit() error {
+	if o.git == nil {
+		return nil
+	}
+	return o.git.Close()
 }
 
 // The file in which a Builder says that its databases are closed, or in which boot

@@ -18,8 +18,9 @@
 //
 // # Trust
 //
-// A Dockerfile, a context and a registry are hostile. They reach the machine
-// through BuildKit's parsers and the containers of steps only. Clients are the
+// A Dockerfile, a context, a repository and a registry are hostile. They reach the
+// machine through BuildKit's parsers and the containers of steps only; git runs in
+// one too, see guest/build/git. Clients are the
 // engine's, who may do all anyway; still nothing that asks for more than a
 // container gets (the machine's network, insecure steps) is done without the
 // entitlement that the client must spell out.
