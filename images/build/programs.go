@@ -16,7 +16,7 @@ func buildPrograms(ctx context.Context, s settings, work string) (map[string]str
 		return nil, err
 	}
 	programs := map[string]string{}
-	for _, name := range []string{"berth-init", "berth-guest", "berth-exec"} {
+	for _, name := range []string{"berth-init", "berth-guest", "berth-exec", "berth-git"} {
 		if name == "berth-guest" && s.engine != "" {
 			programs[name] = s.engine
 			continue

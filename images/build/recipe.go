@@ -10,6 +10,10 @@ func packageNames(arch string) []string {
 		"ca-certificates",
 		"e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libc6",
 		"qemu-user-static",
+		"git", "libpcre2-8-0", "zlib1g",
+		"libcurl3-gnutls", "libbrotli1", "libffi8", "libgmp10", "libgnutls30", "libhogweed6", "libidn2-0", "libldap-2.5-0", "libnettle8",
+		"libnghttp2-14", "libp11-kit0", "libpsl5", "librtmp1", "libsasl2-2", "libssh2-1", "libssl3", "libtasn1-6", "libunistring2", "libzstd1",
+		"openssh-client", "libgssapi-krb5-2", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0", "libselinux1",
 	}
 }
 
@@ -27,6 +31,41 @@ func libraryDirs(arch string) []string {
 
 // tools are the dynamically linked programs that PID 1 runs on the data disk.
 var tools = []string{"sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs"}
+
+// gitRoot is where the root file system of the containers lies in which builds run
+// git; package guest/build/git knows the path. It holds git with the programs for
+// its protocols, a shell for its scripts, and nothing of the machine's.
+const gitRoot = "usr/lib/berth/git"
+
+var gitPrograms = []string{"usr/bin/git", "usr/lib/git-core/git-remote-http", "usr/bin/ssh"}
+
+var gitScripts = []string{"usr/lib/git-core/git-submodule", "usr/lib/git-core/git-sh-setup", "usr/lib/git-core/git-sh-i18n"}
+
+var gitLinks = map[string]string{
+	"usr/lib/git-core/git":              "../../bin/git",
+	"usr/lib/git-core/git-upload-pack":  "../../bin/git",
+	"usr/lib/git-core/git-remote-https": "git-remote-http",
+}
+
+// gitText is git's way to word messages: in English. Debian's own needs a program
+// of two megabytes for it.
+const gitText = "gettext() { printf %s \"$1\"; }\neval_gettext() { eval \"printf %s \\\"$1\\\"\"; }\n"
+
+// gitApplets are the programs of busybox that git and its scripts call.
+var gitApplets = []string{
+	"basename", "cat", "cut", "dirname", "expr", "false", "grep", "head", "ls", "mkdir", "mv", "printf", "rm", "sed", "sh", "sort", "test", "tr", "true", "uname", "wc",
+}
+
+// gitDirectories are where something is mounted, besides those of files; and that
+// of the templates for new repositories, of which there are none.
+var gitDirectories = []string{"dev", "proc", "root", "run", "sys", "tmp", "var/lib", "usr/share/git-core/templates"}
+
+// gitTexts are files that are the root's own too; where there is no such text, a
+// file is mounted.
+var gitTexts = []string{
+	"etc/passwd", "etc/group", "etc/nsswitch.conf", "etc/services", "etc/protocols",
+	"etc/hosts", "etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt",
+}
 
 // cmdline is passed to the kernel by every driver. A panic must end the machine,
 // not freeze it. The rest takes a third off the boot: no self-tests of the

@@ -44,13 +44,15 @@ func (r root) fill(ctx context.Context, s settings, release string, modules *ker
 	return errors.Join(
 		r.write("etc/os-release", 0o644, []byte(osRelease(s.version))),
 		r.busybox(ctx, s),
-		r.tools(s.arch),
+		r.programs(s.arch, "", tools),
+		r.git(s.arch),
 		r.copy(filepath.Join(r.tree, emulator(s.arch)), emulator(s.arch), 0o755),
 		r.certificates(),
 		r.modules(release, modules),
 		r.copy(programs["berth-init"], "sbin/berth-init", 0o755), // for docker's --init; PID 1 runs from the initramfs
 		r.copy(programs["berth-guest"], "usr/bin/berth-guest", 0o755),
 		r.copy(programs["berth-exec"], "usr/lib/berth/berth-exec", 0o755),
+		r.copy(programs["berth-git"], "usr/bin/git", 0o755),
 		r.containerImages(s),
 	)
 }
@@ -132,8 +134,9 @@ func (r root) busybox(ctx context.Context, s settings) error {
 	return nil
 }
 
-// tools copies the programs of the data disk and the libraries they need.
-func (r root) tools(arch string) error {
+// programs copies programs and the libraries they need into the tree at prefix,
+// which is "" for the root itself or that of another root within it.
+func (r root) programs(arch, prefix string, names []string) error {
 	done := map[string]bool{}
 	var need func(name string) error
 	need = func(name string) error {
@@ -146,7 +149,7 @@ func (r root) tools(arch string) error {
 			return err
 		}
 		defer file.Close()
-		if err := r.copy(filepath.Join(r.tree, name), name, 0o755); err != nil {
+		if err := r.share(filepath.Join(r.tree, name), name, prefix); err != nil {
 			return err
 		}
 		if loader := interpreter(file); loader != "" {
@@ -154,7 +157,7 @@ func (r root) tools(arch string) error {
 			if err != nil {
 				return err
 			}
-			if err := r.copy(real, loader, 0o755); err != nil {
+			if err := r.share(real, loader, prefix); err != nil {
 				return err
 			}
 		}
@@ -173,8 +176,63 @@ func (r root) tools(arch string) error {
 		}
 		return nil
 	}
-	for _, tool := range tools {
-		if err := need(tool); err != nil {
+	for _, name := range names {
+		if err := need(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// share copies a program to name below prefix. What the root itself has at name is
+// the same there: it is linked, and takes no space.
+func (r root) share(source, name, prefix string) error {
+	own := filepath.Join(r.dir, name)
+	if _, err := os.Lstat(own); prefix == "" || err != nil {
+		return r.copy(source, filepath.Join(prefix, name), 0o755)
+	}
+	if err := r.mkdir(filepath.Join(prefix, filepath.Dir(name))); err != nil {
+		return err
+	}
+	if err := os.Link(own, filepath.Join(r.dir, prefix, name)); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// git makes the root file system of the containers in which git runs.
+func (r root) git(arch string) error {
+	for _, dir := range gitDirectories {
+		if err := r.mkdir(filepath.Join(gitRoot, dir)); err != nil {
+			return err
+		}
+	}
+	if err := r.programs(arch, gitRoot, gitPrograms); err != nil {
+		return err
+	}
+	for _, name := range gitScripts {
+		if err := r.copy(filepath.Join(r.tree, name), filepath.Join(gitRoot, name), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := r.share("", "bin/busybox", gitRoot); err != nil {
+		return err
+	}
+	for _, applet := range gitApplets {
+		if err := r.link(filepath.Join(gitRoot, "bin", applet), "busybox"); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(gitLinks)) {
+		if err := r.link(filepath.Join(gitRoot, name), gitLinks[name]); err != nil {
+			return err
+		}
+	}
+	if err := r.write(filepath.Join(gitRoot, "usr/bin/gettext.sh"), 0o755, []byte(gitText)); err != nil {
+		return err
+	}
+	for _, name := range gitTexts {
+		if err := r.write(filepath.Join(gitRoot, name), 0o644, []byte(texts[name])); err != nil {
 			return err
 		}
 	}
