@@ -302,7 +302,7 @@ func TestHostDiskFull(t *testing.T) {
 }
 
 // dockerSocket speaks raw HTTP to the engine.
-func dockerSocket(t *testing.T, h *home, request string) string {
+func dockerSocket(t testing.TB, h *home, request string) string {
 	t.Helper()
 	conn, err := net.Dial("unix", h.status(t).DockerSocket)
 	if err != nil {
