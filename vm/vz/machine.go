@@ -81,10 +81,11 @@ func (m *machine) begin(ctx context.Context, restored bool, boot func(instance) 
 	join := m.serve(c, restored)
 	failed := make(chan error, 1)
 	booted := make(chan struct{})
+	var bootErr error // once booted is closed
 	go func() {
 		defer close(booted)
-		if err := boot(inst); err != nil {
-			failed <- err
+		if bootErr = boot(inst); bootErr != nil {
+			failed <- bootErr
 		}
 	}()
 	go m.supervise(inst, failed, booted, func() {
@@ -94,7 +95,7 @@ func (m *machine) begin(ctx context.Context, restored bool, boot func(instance) 
 	})
 	select {
 	case <-booted:
-		if err := m.life.Running(); err == nil && len(failed) == 0 {
+		if bootErr == nil && m.life.Running() == nil {
 			return nil
 		}
 	case <-ctx.Done():
