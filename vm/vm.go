@@ -96,11 +96,15 @@ type Pauser interface {
 
 // Saver is implemented by machines whose whole state can be put into a file.
 // Restore takes the place of Start, on a machine made from the same Config by the
-// same driver. The guest goes on where it was, but all its streams are broken.
+// same driver. The guest goes on where it was, but all its streams are broken, and
+// its clock stood still.
 type Saver interface {
-	// Save writes the state to path and ends the machine, orderly. One that cannot
-	// be saved runs on.
+	// Save writes the state to path, which does not exist, and ends the machine,
+	// orderly. A machine that cannot be saved runs on. Where none of its kind can be,
+	// the error wraps errors.ErrUnsupported and says why.
 	Save(ctx context.Context, path string) error
+	// Restore only reads path, whose state is good for one Restore: the disks change
+	// from then on.
 	Restore(ctx context.Context, path string) error
 }
 

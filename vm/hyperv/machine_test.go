@@ -33,9 +33,12 @@ type fake struct {
 	mu      sync.Mutex
 	systems []*fakeSystem
 	pipes   map[string]*pipe
+	inner   *vmfake.Driver
 }
 
-func newFake() *fake { return &fake{pipes: map[string]*pipe{}} }
+func newFake() *fake {
+	return &fake{pipes: map[string]*pipe{}, inner: vmfake.New(vmfake.Options{Guest: boot})}
+}
 
 func (*fake) Probe(context.Context) (string, error) { return "fake", nil }
 
@@ -119,8 +122,9 @@ func (f *fake) Create(ctx context.Context, d compute.Design) (compute.System, er
 	case <-console.closed:
 		return nil, net.ErrClosed
 	}
-	s := &fakeSystem{fake: f, design: d, console: far, events: make(chan compute.Event, 4)}
-	m, err := vmfake.New(vmfake.Options{Guest: s.boot}).New(ctx, vm.Config{Name: "inner", CPUs: d.CPUs, MemoryMiB: d.MemoryMiB, Kernel: d.Kernel, Console: far}, os.TempDir())
+	s := &fakeSystem{fake: f, design: d, console: far, events: make(chan compute.Event, 4), plug: make(chan struct{})}
+	m, err := f.inner.New(ctx, vm.Config{Name: "inner", CPUs: d.CPUs, MemoryMiB: d.MemoryMiB, Kernel: d.Kernel,
+		Cmdline: []string{d.Cmdline}, Console: far}, os.TempDir())
 	if err != nil {
 		return nil, err
 	}
@@ -136,9 +140,12 @@ type fakeSystem struct {
 	console net.Conn
 	events  chan compute.Event
 	tasks   sync.WaitGroup
+	plug    chan struct{} // closed when it is pulled
+	pull    sync.Once
 
 	mu     sync.Mutex
 	orders []string
+	saved  bool
 	over   bool
 }
 
@@ -146,15 +153,16 @@ func (s *fakeSystem) RuntimeID() string            { return s.design.ID }
 func (s *fakeSystem) Events() <-chan compute.Event { return s.events }
 
 // boot is one boot of the guest, which does as PID 1 does.
-func (s *fakeSystem) boot(ctx context.Context, hw *vmfake.Hardware) vmfake.Exit {
-	if devices.Has(s.design.Cmdline, devices.Cable) {
-		s.plugCable(ctx, hw)
+func boot(ctx context.Context, hw *vmfake.Hardware) vmfake.Exit {
+	cmdline := hw.Config().Cmdline[0]
+	if devices.Has(cmdline, devices.Cable) {
+		plugCable(ctx, hw)
 	}
 	exit, err := testguest.Run(ctx, hw, testguest.Hooks{Button: hw.PowerButton(), Console: hw.Console()})
 	switch {
 	case err != nil, exit == testguest.Fault:
 		return vmfake.Fault
-	case exit == testguest.Reboot && devices.Has(s.design.Cmdline, devices.Restart):
+	case exit == testguest.Reboot && devices.Has(cmdline, devices.Restart):
 		c, err := hw.Dial(ctx, devices.RestartPort)
 		if err != nil {
 			return vmfake.Fault
@@ -166,7 +174,7 @@ func (s *fakeSystem) boot(ctx context.Context, hw *vmfake.Hardware) vmfake.Exit 
 }
 
 // plugCable sends one frame and has what comes back on the console.
-func (s *fakeSystem) plugCable(ctx context.Context, hw *vmfake.Hardware) {
+func plugCable(ctx context.Context, hw *vmfake.Hardware) {
 	c, err := hw.Dial(ctx, devices.CablePort)
 	if err != nil {
 		return
@@ -193,18 +201,35 @@ func (s *fakeSystem) Do(ctx context.Context, o compute.Order) error {
 		return s.start(ctx)
 	case compute.OpShutDown:
 		s.tasks.Go(func() { s.machine.Stop(context.Background()) }) // ends with the machine
+	case compute.OpSave: // it is there, paused, until its plug is pulled
+		s.mu.Lock()
+		s.saved = true
+		s.mu.Unlock()
+		return s.machine.(vm.Saver).Save(ctx, o.Path)
 	case compute.OpTerminate:
+		s.pull.Do(func() { close(s.plug) })
 		return s.machine.Close()
 	}
 	return nil
 }
 
 func (s *fakeSystem) start(ctx context.Context) error {
-	if err := s.machine.Start(ctx); err != nil {
+	start := s.machine.Start
+	if path := s.design.Restore; path != "" {
+		start = func(ctx context.Context) error { return s.machine.(vm.Saver).Restore(ctx, path) }
+	}
+	if err := start(ctx); err != nil {
 		return err
 	}
 	s.tasks.Go(func() {
-		switch err := s.machine.Wait(context.Background()); {
+		err := s.machine.Wait(context.Background())
+		s.mu.Lock()
+		saved := s.saved
+		s.mu.Unlock()
+		if saved {
+			<-s.plug
+		}
+		switch {
 		case errors.Is(err, vmfake.ErrFault):
 			s.tell(compute.Event{Crashed: true})
 			s.tell(compute.Event{Exited: true})
@@ -231,6 +256,7 @@ func (s *fakeSystem) tell(e compute.Event) {
 }
 
 func (s *fakeSystem) Close() error {
+	s.pull.Do(func() { close(s.plug) })
 	err := s.machine.Close()
 	s.tell(compute.Event{Exited: true, Forced: true})
 	s.tasks.Wait()
@@ -390,7 +416,13 @@ func order(t *testing.T, m vm.Machine, what string) {
 
 func TestStartFails(t *testing.T) {
 	refused := errors.New("access denied")
-	for name, f := range map[string]*fake{"create": {createErr: refused, pipes: map[string]*pipe{}}, "start": {failing: compute.OpStart, pipes: map[string]*pipe{}}} {
+	for _, name := range []string{"create", "start"} {
+		f := newFake()
+		if name == "create" {
+			f.createErr = refused
+		} else {
+			f.failing = compute.OpStart
+		}
 		m, err := driver(f).New(t.Context(), config(t), t.TempDir())
 		if err != nil {
 			t.Fatal(err)
@@ -457,9 +489,6 @@ func TestSave(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	if err := again.(vm.Saver).Restore(t.Context(), path); err != nil || f.last().design.Restore != path {
 		t.Errorf("Restore = %v, of %q", err, f.last().design.Restore)
 	}

@@ -21,6 +21,7 @@ type spec struct {
 	tscKHz  int    // of the host's time-stamp counter; 0 when it is not known
 	serial  bool   // a serial port in place of what needs vhost-user
 	sandbox bool
+	restore bool // the state comes by the monitor
 	plugs   plugs
 }
 
@@ -36,6 +37,7 @@ func (s spec) argv() []string {
 		consoleArgs(s.plugs.console),
 		rngArgs(),
 		balloonArgs(),
+		incomingArgs(s.restore),
 	)
 	if s.serial {
 		args = append(args, serialArgs(s.plugs.streams)...)
@@ -164,9 +166,18 @@ func rngArgs() []string {
 	return []string{"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,disable-legacy=on"}
 }
 
-// balloonArgs return the memory that the guest frees to the host.
+// balloonArgs return the memory that the guest frees to the host, and what the host
+// asks for. A guest that would have to kill for want of memory takes it back.
 func balloonArgs() []string {
-	return []string{"-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on"}
+	return []string{"-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,disable-legacy=on"}
+}
+
+// incomingArgs have QEMU wait for a saved state.
+func incomingArgs(restore bool) []string {
+	if !restore {
+		return nil
+	}
+	return []string{"-incoming", "defer"}
 }
 
 func vsockArgs(p plug) []string {

@@ -68,7 +68,7 @@ func TestDeviceArgs(t *testing.T) {
 		}},
 		{"console", consoleArgs(plug{fd: 4}), []string{"-chardev", "socket,id=console,fd=4", "-serial", "chardev:console"}},
 		{"rng", rngArgs(), []string{"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,disable-legacy=on"}},
-		{"balloon", balloonArgs(), []string{"-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on"}},
+		{"balloon", balloonArgs(), []string{"-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,disable-legacy=on"}},
 		{"vsock", vsockArgs(plug{fd: 5}), []string{
 			"-chardev", "socket,id=vsock,fd=5", "-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
 		}},

@@ -32,7 +32,7 @@ const (
 	dieWithin = 10 * time.Second
 )
 
-// machine implements vm.Machine and vm.Pauser.
+// machine implements vm.Machine and vm.Pauser, vm.Saver and vm.Ballooner.
 type machine struct {
 	cfg    vm.Config
 	host   *host
@@ -55,6 +55,7 @@ type machine struct {
 	panicked bool     // the guest's kernel said so
 	retrying bool     // a write that found the host's disk full will be tried again
 	paused   bool     // by Pause
+	saved    bool     // by Save, which ends QEMU then
 
 	complained time.Time      // when the full disk was last logged
 	retries    sync.WaitGroup // goOn
@@ -148,17 +149,20 @@ func unlock(locks []*os.File) {
 }
 
 // Start implements vm.Machine.
-func (m *machine) Start(ctx context.Context) error {
+func (m *machine) Start(ctx context.Context) error { return m.begin(ctx, "") }
+
+// begin has the machine boot, or go on from a saved state.
+func (m *machine) begin(ctx context.Context, restore string) error {
 	if err := m.life.Begin(); err != nil {
 		return err
 	}
-	proc, err := m.launch(ctx)
+	proc, err := m.launch(ctx, restore != "")
 	if err != nil {
 		m.device.Close()
 		m.life.End(err)
 		return fmt.Errorf("cannot start machine %q: %w", m.cfg.Name, err)
 	}
-	err = m.boot(ctx, proc)
+	err = m.boot(ctx, proc, restore)
 	close(m.booted)
 	if err == nil {
 		err = m.life.Running()
@@ -182,7 +186,7 @@ func (m *machine) Start(ctx context.Context) error {
 }
 
 // launch runs QEMU, whose CPUs do not run yet.
-func (m *machine) launch(ctx context.Context) (*process, error) {
+func (m *machine) launch(ctx context.Context, restore bool) (*process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -197,7 +201,7 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 		c.closeOurs()
 		return nil, m.verdict
 	}
-	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, tscKHz: counterKHz(), serial: m.serial, sandbox: m.host.program.sandbox, plugs: c.plugs}
+	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, tscKHz: counterKHz(), serial: m.serial, sandbox: m.host.program.sandbox, restore: restore, plugs: c.plugs}
 	m.log.Debug("starting QEMU", "path", m.host.program.path, "args", s.argv())
 	proc, err := launch(m.host.program.path, s.argv(), c.theirs, m.dir)
 	c.closeTheirs()
@@ -210,14 +214,17 @@ func (m *machine) launch(ctx context.Context) (*process, error) {
 	return proc, nil
 }
 
-// boot sets QEMU's CPUs going.
-func (m *machine) boot(ctx context.Context, proc *process) error {
+// boot sets QEMU's CPUs going, after it has loaded the state to restore, if any.
+func (m *machine) boot(ctx context.Context, proc *process, restore string) error {
 	socket := filepath.Join(m.dir, monitorSocket)
 	mon, err := openMonitor(ctx, socket, proc.done, m.event)
 	os.Remove(socket)
 	m.mu.Lock()
 	m.mon = mon
 	m.mu.Unlock()
+	if err == nil && restore != "" {
+		err = m.load(ctx, mon, restore)
+	}
 	if err == nil {
 		err = mon.run(ctx, "cont")
 	}
@@ -335,6 +342,8 @@ func (m *machine) reason(status error, stderr string) error {
 		stderr = ": " + stderr
 	}
 	switch {
+	case m.saved:
+		return nil
 	case m.verdict != nil:
 		return m.verdict
 	case status != nil && m.panicked:

@@ -83,17 +83,30 @@ func (m *monitor) do(ctx context.Context, f func() error) error {
 	}
 }
 
-// run executes a command that takes no arguments. A command that QEMU does not
-// answer before ctx ends may still take effect.
+// run executes a command that takes no arguments.
 func (m *monitor) run(ctx context.Context, command string) error {
-	line, err := json.Marshal(qmp.Command{Execute: command})
+	return m.call(ctx, command, nil, nil)
+}
+
+// call executes a command with its arguments, if there are any, and decodes what it
+// returns into result, if that is not nil. A command that QEMU does not answer before
+// ctx ends may still take effect.
+func (m *monitor) call(ctx context.Context, command string, arguments, result any) error {
+	line, err := json.Marshal(qmp.Command{Execute: command, Args: arguments})
 	if err != nil {
 		return err
 	}
+	answer := make(chan []byte, 1)
 	err = m.do(ctx, func() error {
-		_, err := m.qmp.Run(line)
+		raw, err := m.qmp.Run(line)
+		answer <- raw
 		return err
 	})
+	if err == nil && result != nil {
+		err = json.Unmarshal(<-answer, &struct {
+			Return any `json:"return"`
+		}{result})
+	}
 	if err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}

@@ -13,6 +13,7 @@ import (
 type streams interface {
 	Serve(ctx context.Context, conn net.Conn) error // until QEMU hangs up
 	Reset(at time.Time)                             // the guest was reset then
+	Resume()                                        // before Serve: the guest has streams to another one
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
 	Listen(port uint32) (net.Listener, error)
 	Close() // breaks all

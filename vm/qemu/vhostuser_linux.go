@@ -32,6 +32,9 @@ func (v vsock) Serve(ctx context.Context, conn net.Conn) error {
 // Reset implements streams.
 func (v vsock) Reset(time.Time) { v.Device.Reset() }
 
+// Resume implements streams. No machine with a vsock was ever saved.
+func (v vsock) Resume() {}
+
 // Close implements streams.
 func (v vsock) Close() { v.Device.Close() }
 

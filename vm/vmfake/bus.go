@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -56,7 +57,8 @@ func (b *bus) listen(a Addr) (net.Listener, error) {
 	if b.listeners[a] != nil {
 		return nil, &net.OpError{Op: "listen", Net: "vsock", Addr: a, Err: syscall.EADDRINUSE}
 	}
-	l := &listener{bus: b, addr: a, queue: make(chan *conn, backlog), done: make(chan struct{})}
+	l := &listener{addr: a, queue: make(chan *conn, backlog), done: make(chan struct{})}
+	l.bus.Store(b)
 	b.listeners[a] = l
 	return l, nil
 }
@@ -105,6 +107,21 @@ func (b *bus) reset() {
 	gone()
 }
 
+// adopt moves the guest's listeners here from another bus.
+func (b *bus) adopt(from *bus) {
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for a, l := range from.listeners {
+		if a.CID == guestCID {
+			delete(from.listeners, a)
+			b.listeners[a] = l
+			l.bus.Store(b)
+		}
+	}
+}
+
 // close ends everything for good.
 func (b *bus) close() {
 	b.mu.Lock()
@@ -138,7 +155,7 @@ func (b *bus) take(match func(Addr) bool) func() {
 
 // listener is an open port.
 type listener struct {
-	bus   *bus
+	bus   atomic.Pointer[bus] // changes under the mu of both
 	addr  Addr
 	queue chan *conn
 	once  sync.Once
@@ -162,11 +179,18 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // Close implements net.Listener. Connections nobody has accepted are reset.
 func (l *listener) Close() error {
-	l.bus.mu.Lock()
-	if l.bus.listeners[l.addr] == l {
-		delete(l.bus.listeners, l.addr)
+	for {
+		b := l.bus.Load()
+		b.mu.Lock()
+		there := l.bus.Load() == b
+		if there && b.listeners[l.addr] == l {
+			delete(b.listeners, l.addr)
+		}
+		b.mu.Unlock()
+		if there {
+			break
+		}
 	}
-	l.bus.mu.Unlock()
 	if !l.finish() {
 		return l.errClosed("close")
 	}

@@ -48,10 +48,16 @@ type Options struct {
 
 	ProbeErr error // Probe and New fail with it
 	StartErr error // Start fails with it
+	SaveErr  error // Save fails with it
 }
 
 // Driver implements vm.Driver.
-type Driver struct{ opts Options }
+type Driver struct {
+	opts Options
+
+	mu    sync.Mutex
+	saved map[string]*supply // guests by their file's content
+}
 
 // New returns a driver.
 func New(opts Options) *Driver {
@@ -67,7 +73,7 @@ func New(opts Options) *Driver {
 	if opts.Caps.Driver == "" {
 		opts.Caps = vm.Caps{Driver: "fake", Version: "fake 1.0", Acceleration: "none", Arch: runtime.GOARCH}
 	}
-	return &Driver{opts: opts}
+	return &Driver{opts: opts, saved: map[string]*supply{}}
 }
 
 // Probe implements vm.Driver.
@@ -107,31 +113,46 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 			return nil, fmt.Errorf("cannot use machine %q: %w", cfg.Name, err)
 		}
 	}
-	cut, pull := context.WithCancel(context.Background())
-	return &Machine{
-		opts: d.opts, cfg: cfg, bus: newBus(), life: life.New(),
-		cut: cut, pull: pull, button: make(chan struct{}, 1),
-	}, nil
+	return &Machine{driver: d, opts: d.opts, cfg: cfg, bus: newBus(), life: life.New()}, nil
 }
 
-// Machine implements vm.Machine and vm.Pauser.
+// Machine implements vm.Machine, vm.Pauser and vm.Saver.
 type Machine struct {
-	opts Options
-	cfg  vm.Config
-	bus  *bus
-	life *life.Life
-
-	cut    context.Context // ends when the plug is pulled: the power supply, not a call's context
-	pull   context.CancelFunc
-	button chan struct{}
+	driver *Driver
+	opts   Options
+	cfg    vm.Config
+	bus    *bus
+	life   *life.Life
 	paused atomic.Bool
 
-	mu  sync.Mutex
-	off chan struct{} // closed when the guest has returned for good; nil before Start
+	mu     sync.Mutex
+	supply *supply // what its guest runs on; nil before Start
+}
+
+// supply is what one guest runs on: a machine, and after Save and Restore another.
+type supply struct {
+	cut    context.Context // ends when the plug is pulled: the power, not a call's context
+	pull   context.CancelFunc
+	button chan struct{}
+	off    chan struct{} // closed when the guest has returned for good
+
+	machine atomic.Pointer[Machine]
+	held    *bus // of a saved guest: its listeners
 }
 
 // Start implements vm.Machine.
 func (m *Machine) Start(ctx context.Context) error {
+	return m.begin(ctx, func() (*supply, error) {
+		cut, pull := context.WithCancel(context.Background())
+		s := &supply{cut: cut, pull: pull, button: make(chan struct{}, 1), off: make(chan struct{})}
+		s.machine.Store(m)
+		go s.run()
+		return s, nil
+	})
+}
+
+// begin makes the machine the one of a guest that runs.
+func (m *Machine) begin(ctx context.Context, guest func() (*supply, error)) error {
 	if err := m.life.Begin(); err != nil {
 		return err
 	}
@@ -148,18 +169,20 @@ func (m *Machine) Start(ctx context.Context) error {
 	if err := m.life.Running(); err != nil {
 		return err
 	}
-	m.off = make(chan struct{})
-	go m.run(m.off)
-	return nil
+	if m.supply, err = guest(); err != nil {
+		m.end(err)
+	}
+	return err
 }
 
 // run boots the guest until it is off.
-func (m *Machine) run(off chan<- struct{}) {
-	defer close(off)
+func (s *supply) run() {
+	defer close(s.off)
 	for {
-		exit := m.opts.Guest(m.cut, &Hardware{m: m})
+		exit := s.machine.Load().opts.Guest(s.cut, &Hardware{s})
+		m := s.machine.Load()
 		switch {
-		case m.cut.Err() != nil:
+		case s.cut.Err() != nil:
 			m.end(vm.ErrKilled)
 			return
 		case exit == Fault:
@@ -183,7 +206,9 @@ func (m *Machine) end(err error) {
 
 // unplug ends the machine at once.
 func (m *Machine) unplug() {
-	m.pull()
+	if s := m.guest(); s != nil {
+		s.pull()
+	}
 	if m.life.State() != life.Created {
 		m.end(vm.ErrKilled)
 	}
@@ -191,12 +216,16 @@ func (m *Machine) unplug() {
 
 // join waits until the guest has returned, if it ever ran.
 func (m *Machine) join() {
-	m.mu.Lock()
-	off := m.off
-	m.mu.Unlock()
-	if off != nil {
-		<-off
+	if s := m.guest(); s != nil {
+		<-s.off
 	}
+}
+
+// guest is what the machine's guest runs on; nil while there is none here.
+func (m *Machine) guest() *supply {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.supply
 }
 
 // Stop implements vm.Machine.
@@ -207,9 +236,11 @@ func (m *Machine) Stop(ctx context.Context) error {
 	if m.life.State() == life.Created {
 		return nil
 	}
-	select {
-	case m.button <- struct{}{}:
-	default:
+	if s := m.guest(); s != nil {
+		select {
+		case s.button <- struct{}{}:
+		default:
+		}
 	}
 	select {
 	case <-m.life.Done():
@@ -267,28 +298,38 @@ func (m *Machine) Listen(port uint32) (net.Listener, error) {
 
 // Hardware is the machine as its guest sees it, for one boot. Its methods are
 // safe for concurrent use.
-type Hardware struct{ m *Machine }
+type Hardware struct{ supply *supply }
+
+func (h *Hardware) machine() *Machine { return h.supply.machine.Load() }
 
 // Dial connects to a port of the host.
 func (h *Hardware) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	return h.m.bus.dial(ctx, guestCID, Addr{CID: hostCID, Port: port})
+	return h.machine().bus.dial(ctx, guestCID, Addr{CID: hostCID, Port: port})
 }
 
 // Listen takes the host's connections to a port of the guest.
 func (h *Hardware) Listen(port uint32) (net.Listener, error) {
-	return h.m.bus.listen(Addr{CID: guestCID, Port: port})
+	return h.machine().bus.listen(Addr{CID: guestCID, Port: port})
 }
 
 // PowerButton yields a value when the button was pressed.
-func (h *Hardware) PowerButton() <-chan struct{} { return h.m.button }
+func (h *Hardware) PowerButton() <-chan struct{} { return h.supply.button }
 
 // Config is what the machine was made with.
-func (h *Hardware) Config() vm.Config { return h.m.cfg }
+func (h *Hardware) Config() vm.Config { return h.machine().cfg }
 
 // Console takes the guest's console output. Writes must be serial.
 func (h *Hardware) Console() io.Writer {
-	if h.m.cfg.Console == nil {
-		return io.Discard
+	return screen{h}
+}
+
+// screen writes to the console of the machine that the guest is in now.
+type screen struct{ h *Hardware }
+
+// Write implements io.Writer.
+func (s screen) Write(p []byte) (int, error) {
+	if w := s.h.machine().cfg.Console; w != nil {
+		return w.Write(p)
 	}
-	return h.m.cfg.Console
+	return len(p), nil
 }

@@ -7,6 +7,8 @@
 //     no goroutine, process, file descriptor, nor file in the machine's directory.
 //   - When the machine ends, its connections break and its listeners close. When
 //     the guest restarts, its connections break and the host's listeners stay.
+//   - A vm.Saver's guest goes on in another machine where it was saved in the first;
+//     one that cannot be saved runs on.
 //
 // The guest has to run vm/internal/testguest.
 package vmtest
@@ -60,6 +62,7 @@ func Run(t *testing.T, driver vm.Driver, cfg vm.Config) {
 		{"Restart", testRestart},
 		{"CloseRunning", testCloseRunning},
 		{"CloseStarting", testCloseStarting},
+		{"Save", testSave},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

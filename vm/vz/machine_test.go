@@ -32,6 +32,9 @@ type fake struct {
 	saveErr   error
 	createErr error
 
+	once  sync.Once
+	inner *vmfake.Driver
+
 	mu   sync.Mutex
 	last *fakeBox
 }
@@ -45,8 +48,8 @@ func (f *fake) create(s spec) (instance, error) {
 		return nil, f.createErr
 	}
 	b := &fakeBox{fake: f, spec: s, notes: make(chan state, 16), gone: make(chan struct{})}
-	d := vmfake.New(vmfake.Options{Guest: b.boot})
-	m, err := d.New(context.Background(), vm.Config{Name: "inner", CPUs: 1, MemoryMiB: 256, Kernel: s.kernel, Console: s.consoleOut}, os.TempDir())
+	f.once.Do(func() { f.inner = vmfake.New(vmfake.Options{Guest: boot}) })
+	m, err := f.inner.New(context.Background(), vm.Config{Name: "inner", CPUs: 1, MemoryMiB: 256, Kernel: s.kernel, Console: s.consoleOut}, os.TempDir())
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +73,7 @@ type fakeBox struct {
 }
 
 // boot is one boot of the guest, which does what PID 1 does before all else.
-func (b *fakeBox) boot(ctx context.Context, hw *vmfake.Hardware) vmfake.Exit {
+func boot(ctx context.Context, hw *vmfake.Hardware) vmfake.Exit {
 	c, err := hw.Dial(ctx, framed.BootPort)
 	if err != nil {
 		return vmfake.Fault
@@ -113,7 +116,12 @@ func (b *fakeBox) start() error {
 		return b.fake.startErr
 	}
 	b.notes <- stateStarting
-	if err := b.machine.Start(context.Background()); err != nil {
+	return b.run(b.machine.Start(context.Background()))
+}
+
+// run reports a machine that has started, if it has.
+func (b *fakeBox) run(err error) error {
+	if err != nil {
 		return err
 	}
 	b.notes <- stateRunning
@@ -141,13 +149,19 @@ func (b *fakeBox) note(call string) error {
 	return nil
 }
 
-func (b *fakeBox) pause() error              { return b.note("pause") }
-func (b *fakeBox) resume() error             { return b.note("resume") }
-func (b *fakeBox) canSave() error            { return b.fake.saveErr }
-func (b *fakeBox) save(path string) error    { return b.note("save " + path) }
-func (b *fakeBox) restore(path string) error { b.note("restore " + path); return b.start() }
-func (b *fakeBox) setMemory(bytes uint64)    { b.memory = bytes }
-func (b *fakeBox) states() <-chan state      { return b.notes }
+func (b *fakeBox) pause() error           { return b.note("pause") }
+func (b *fakeBox) resume() error          { return b.note("resume") }
+func (b *fakeBox) canSave() error         { return b.fake.saveErr }
+func (b *fakeBox) setMemory(bytes uint64) { b.memory = bytes }
+func (b *fakeBox) states() <-chan state   { return b.notes }
+func (b *fakeBox) save(path string) error {
+	b.note("save " + path)
+	return b.machine.(vm.Saver).Save(context.Background(), path)
+}
+func (b *fakeBox) restore(path string) error {
+	b.note("restore " + path)
+	return b.run(b.machine.(vm.Saver).Restore(context.Background(), path))
+}
 func (b *fakeBox) release() {
 	b.released.Do(func() { close(b.gone); b.machine.Close(); b.presses.Wait() })
 }
@@ -235,38 +249,35 @@ func TestStartFails(t *testing.T) {
 func TestSave(t *testing.T) {
 	f := &fake{saveErr: errors.New("not this one")}
 	m := started(t, f, Options{}, config(t))
-	if err := m.Save(t.Context(), "/s"); !errors.Is(err, f.saveErr) {
+	path := filepath.Join(t.TempDir(), "s")
+	if err := m.Save(t.Context(), path); !errors.Is(err, f.saveErr) {
 		t.Errorf("Save of what cannot be saved = %v", err)
 	}
 	f.saveErr = nil
 	if err := errors.Join(m.Pause(t.Context()), m.Pause(t.Context()), m.Resume(t.Context())); err != nil {
 		t.Error(err)
 	}
-	if err := m.Save(t.Context(), "/s"); err != nil {
+	if err := m.Save(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Wait(t.Context()); err != nil {
 		t.Errorf("Wait after Save = %v, want an orderly end", err)
 	}
-	if got := strings.Join(f.last.calls, ", "); got != "pause, resume, pause, save /s" {
+	if got := strings.Join(f.last.calls, ", "); got != "pause, resume, pause, save "+path {
 		t.Errorf("the framework's calls: %s", got)
 	}
 	if err := m.Pause(t.Context()); !errors.Is(err, vm.ErrNotRunning) {
 		t.Errorf("Pause after the end = %v", err)
 	}
-}
-
-func TestRestore(t *testing.T) {
-	f := &fake{}
-	m, err := newDriver(Options{}, f).New(t.Context(), config(t), t.TempDir())
+	again, err := newDriver(Options{}, f).New(t.Context(), config(t), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	if err := m.(vm.Saver).Restore(t.Context(), "/s"); err != nil {
+	defer again.Close()
+	if err := again.(vm.Saver).Restore(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(f.last.calls, ", "); got != "restore /s, resume" {
+	if got := strings.Join(f.last.calls, ", "); got != "restore "+path+", resume" {
 		t.Errorf("the framework's calls: %s", got)
 	}
 }

@@ -21,6 +21,14 @@ const (
 
 type nonce [nonceSize]byte
 
+// Interrupt ends the session of a guest that does not know yet that its host is
+// another one: the machine was saved and goes on. Whatever frame the guest is in the
+// middle of is filled up, and no frame begins with what follows.
+func Interrupt(pipe io.Writer) error {
+	_, err := pipe.Write(bytes.Repeat([]byte(Magic[:1]), maxData+headerSize))
+	return err
+}
+
 func newNonce(random io.Reader) (n nonce, err error) {
 	_, err = io.ReadFull(random, n[:])
 	return n, err

@@ -20,6 +20,10 @@
 //
 // Each side drops what comes before the message it waits for.
 //
+// A guest whose machine was saved goes on in the midst of a session with a host
+// that knows nothing of it. The host begins with Interrupt, which breaks any
+// session; then the guest begins with a handshake.
+//
 // # Frames
 //
 // A frame is a kind (one byte), a stream's number and a value (four bytes each,

@@ -33,6 +33,7 @@ type Port struct {
 	mu        sync.Mutex // guards what follows
 	listeners map[uint32]*listener
 	session   *session // nil without a guest
+	resumed   bool
 	closed    bool
 }
 
@@ -51,12 +52,28 @@ func New(log *slog.Logger) *Port {
 	return &Port{log: log, listeners: map[uint32]*listener{}}
 }
 
+// Resume says, before Serve, that the guest takes itself to be in a session with
+// another port: its machine was saved.
+func (p *Port) Resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resumed = true
+}
+
 // Serve carries the streams over conn, which is QEMU's end of the port, until conn
 // ends or ctx does. It closes conn. It may be called once.
 func (p *Port) Serve(ctx context.Context, conn net.Conn) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	p.mu.Lock()
+	resumed := p.resumed
+	p.mu.Unlock()
+	if resumed {
+		if err := muxed.Interrupt(conn); err != nil {
+			return hungUp(err)
+		}
+	}
 	r := bufio.NewReaderSize(conn, 64<<10)
 	for {
 		if err := muxed.Answer(r, conn, rand.Reader); err != nil {

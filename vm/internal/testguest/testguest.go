@@ -5,7 +5,8 @@
 //
 // # Ports
 //
-//	1000 guest→host  ready   dialed at each boot; "ready\n", then open until the boot ends
+//	1000 guest→host  ready   dialed at each boot; "ready\n", then open until the boot ends;
+//	                         dialed again when it breaks after the order "stay"
 //	1001 host→guest  echo    returns every byte; ends its direction when the host has
 //	1002 host→guest  order   one Order per line, one line of answer: "ok" or an error's text
 //
@@ -15,6 +16,8 @@
 //	reboot       restart
 //	fault        break: a kernel panic on a real machine
 //	deaf         ignore the power button from now on
+//	stay TEXT    remember the text, and outlive what breaks all streams
+//	recall       the answer is the text of stay
 //	print TEXT   write a line to the console
 //	dial PORT    dial a port of the host and echo there; the answer tells how it went
 //	... ARGS     anything else goes to Hooks.Do
@@ -31,6 +34,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // The ports, see the package doc.
@@ -69,6 +73,7 @@ type program struct {
 	ctx   context.Context // the boot's: ends the program, the connections with it
 	exit  chan Exit
 	deaf  atomic.Bool
+	kept  atomic.Pointer[string] // the text of stay
 	tasks sync.WaitGroup
 }
 
@@ -85,12 +90,12 @@ func Run(ctx context.Context, t Transport, hooks Hooks) (Exit, error) {
 	if err := p.serve(PortOrder, p.orders); err != nil {
 		return "", err
 	}
-	ready, err := t.Dial(ctx, PortReady)
-	if err == nil {
-		defer ready.Close()
+	if ready, err := t.Dial(ctx, PortReady); err == nil {
 		if _, err := io.WriteString(ready, "ready\n"); err != nil {
+			ready.Close()
 			return "", err
 		}
+		p.start(ready, p.call)
 	}
 	for {
 		select {
@@ -103,6 +108,19 @@ func Run(ctx context.Context, t Transport, hooks Hooks) (Exit, error) {
 		case <-ctx.Done():
 			return PowerOff, nil
 		}
+	}
+}
+
+// call holds the call to the host, and after the order to stay calls again.
+func (p *program) call(ready net.Conn) {
+	io.Copy(io.Discard, ready)
+	for p.ctx.Err() == nil && p.kept.Load() != nil {
+		if again, err := p.Dial(p.ctx, PortReady); err == nil {
+			io.WriteString(again, "ready\n")
+			p.start(again, p.call)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 
@@ -186,6 +204,14 @@ func (p *program) order(order, args string) (answer string, exit Exit, err error
 	case "deaf":
 		p.deaf.Store(true)
 		return "", "", nil
+	case "stay":
+		p.kept.Store(&args)
+		return "", "", nil
+	case "recall":
+		if text := p.kept.Load(); text != nil {
+			return *text, "", nil
+		}
+		return "", "", errors.New("there is nothing to recall")
 	case "print":
 		_, err := fmt.Fprintln(p.hooks.Console, args)
 		return "", "", err

@@ -20,9 +20,8 @@ import (
 
 // serial is the guest's side of a serial port with streams.
 type serial struct {
-	*muxed.Session
-
 	mu        sync.Mutex // guards what follows
+	session   *muxed.Session
 	listeners map[uint32]*serialListener
 }
 
@@ -46,14 +45,37 @@ func openSerial() (*serial, error) {
 		return nil, fmt.Errorf("serial port: %w", err)
 	}
 	r := bufio.NewReader(port)
-	if err := muxed.Greet(context.Background(), r, port, rand.Reader); err != nil {
+	s := &serial{listeners: map[uint32]*serialListener{}}
+	if err := s.begin(r, port); err != nil {
 		return nil, err
 	}
-	s := &serial{listeners: map[uint32]*serialListener{}}
+	go func() { // a machine that was saved goes on with another host
+		for {
+			s.now().Wait()
+			if err := s.begin(r, port); err != nil {
+				fmt.Println("testguest:", err)
+				return
+			}
+		}
+	}()
+	return s, nil
+}
+
+// begin shakes hands and begins a session.
+func (s *serial) begin(r *bufio.Reader, port *os.File) error {
+	if err := muxed.Greet(context.Background(), r, port, rand.Reader); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.Session = muxed.NewSession(muxed.Guest, r, port, s.incoming)
-	return s, nil
+	s.session = muxed.NewSession(muxed.Guest, r, port, s.incoming)
+	return nil
+}
+
+func (s *serial) now() *muxed.Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session
 }
 
 func (s *serial) incoming(in *muxed.Incoming) {
@@ -69,7 +91,7 @@ func (s *serial) incoming(in *muxed.Incoming) {
 
 // Dial implements testguest.Transport.
 func (s *serial) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	c, err := s.Session.Dial(ctx, port)
+	c, err := s.now().Dial(ctx, port)
 	if err != nil {
 		return nil, err
 	}
