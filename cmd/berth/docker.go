@@ -154,8 +154,9 @@ func (a *app) share(c *cobra.Command) {
 	switch c.Name() {
 	case "start":
 		timeout := c.Flags().Duration("timeout", 0, "Machine: give up after this time")
-		ofMachine = func(cmd *cobra.Command) error { return a.runStart(cmd.Context(), *timeout) }
-		flags = []string{"timeout"}
+		anew := c.Flags().Bool("anew", false, "Machine: drop a saved state")
+		ofMachine = func(cmd *cobra.Command) error { return a.runStart(cmd.Context(), *timeout, *anew) }
+		flags = []string{"timeout", "anew"}
 		long = "Without an operand: boot the machine, as 'berth machine start' does.\n" + long
 	case "stop":
 		ofMachine = func(cmd *cobra.Command) error { return a.runStop(cmd.Context(), secondsFlag(cmd)) }

@@ -32,7 +32,7 @@ func (a *app) machineCommand() *cobra.Command {
 		},
 	}
 	c.AddCommand(a.startCommand(), a.stopCommand(), a.restartCommand(), a.statusCommand(), a.deleteCommand(),
-		a.listCommand(), a.sshCommand(), a.logsCommand(), a.configCommand(), a.pauseCommand(), a.resumeCommand())
+		a.listCommand(), a.sshCommand(), a.logsCommand(), a.configCommand(), a.pauseCommand(), a.resumeCommand(), a.saveCommand())
 	return c
 }
 
@@ -45,22 +45,25 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 func (a *app) startCommand() *cobra.Command {
 	var timeout time.Duration
+	var anew bool
 	c := &cobra.Command{
 		Use:   "start",
 		Short: "Boot the machine and wait until its engine answers",
 		Long: `Boot the machine and wait until its engine answers. A machine that runs is left
-as it is; one that is not there yet is created; what a crash has left is repaired.`,
+as it is; one that is not there yet is created; what a crash has left is repaired.
+One whose state was saved goes on from it.`,
 		Example: "  berth start\n  berth start --machine work --timeout 10m",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.runStart(cmd.Context(), timeout)
+			return a.runStart(cmd.Context(), timeout, anew)
 		},
 	}
+	c.Flags().BoolVar(&anew, "anew", false, "Drop a saved state: boot as after a power cut")
 	c.Flags().DurationVar(&timeout, "timeout", 0, "Give up after this time (default: start-timeout of the configuration)")
 	return c
 }
 
-func (a *app) runStart(ctx context.Context, timeout time.Duration) error {
+func (a *app) runStart(ctx context.Context, timeout time.Duration, anew bool) error {
 	if timeout < 0 {
 		return usage("--timeout: %s is negative", timeout)
 	}
@@ -68,8 +71,57 @@ func (a *app) runStart(ctx context.Context, timeout time.Duration) error {
 	if err != nil {
 		return err
 	}
+	if anew && m.Exists() && !m.LastState().State.Alive() {
+		lock, err := machine.WaitLock(ctx, m.StartLock()) // nobody starts it meanwhile
+		if err != nil {
+			return err
+		}
+		err = m.DropSaved()
+		lock.Unlock()
+		if err != nil {
+			return fmt.Errorf("cannot drop the saved state of machine %q: %w", m.Name, err)
+		}
+	}
 	_, err = a.start(ctx, m, timeout)
 	return err
+}
+
+func (a *app) saveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "save",
+		Short: "Save the machine's state and switch it off",
+		Long: `Save the machine's state to a file and switch the machine off. The next start goes
+on from there: containers run on as if nothing had been, with the clock set. Only
+connections break. The file takes as much of the disk as the machine has used of its
+memory. A state is of no use any more once Berth, the hypervisor or the machine's
+configuration has changed; then the machine boots as after a power cut.
+
+Containers that use folders of the host which come by 9P (macOS, Windows, and Linux
+with "streams: serial") have to be stopped first. QEMU saves machines with
+"streams: serial" only.`,
+		Example: "  berth machine save\n  berth start",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.runSave(cmd.Context())
+		},
+	}
+}
+
+func (a *app) runSave(ctx context.Context) error {
+	m, err := a.existing()
+	if err != nil {
+		return err
+	}
+	s, err := launch.Save(ctx, m)
+	switch {
+	case errors.Is(err, api.ErrUnreachable) && !m.LastState().State.Alive():
+		return notRunning(m.Name)
+	case err != nil:
+		return fmt.Errorf("cannot save machine %q: %w", m.Name, err)
+	case s.LastError != "":
+		return errors.New(s.LastError)
+	}
+	return nil
 }
 
 func (a *app) pauseCommand() *cobra.Command {

@@ -33,6 +33,12 @@ func newStartProgress(w io.Writer, name string) *progress {
 func (p *progress) report(ph api.Phase) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if ph.Name == api.PhaseRestore && ph.Error != "" { // it is no failure of the start
+		if p.terminal {
+			fmt.Fprint(p.w, "\r\x1b[K")
+		}
+		fmt.Fprintf(p.w, "berth: warning: the saved state is not used: %s: the machine boots anew\n", ph.Error)
+	}
 	if !p.terminal {
 		if !p.shown {
 			fmt.Fprintf(p.w, "Starting machine %q\n", p.name)

@@ -114,6 +114,9 @@ func (a *app) statusTable(s api.Status, u *api.Usage) error {
 	if s.Phase != "" {
 		state += ", in phase " + strconv.Quote(s.Phase)
 	}
+	if !s.Saved.IsZero() {
+		state += ", saved " + units.HumanDuration(time.Since(s.Saved)) + " ago"
+	}
 	row("Machine", s.Name)
 	row("State", state)
 	row("Last error", s.LastError)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/berthvm/berth/host/daemon"
 	"github.com/berthvm/berth/host/forward"
@@ -41,7 +42,12 @@ func openImage(_ context.Context, dir string) (daemon.Image, error) {
 	if err != nil {
 		return daemon.Image{}, err
 	}
+	var sums strings.Builder
+	for _, f := range image.Manifest.Files {
+		sums.WriteString(f.SHA256)
+	}
 	return daemon.Image{
+		ID:      sums.String(),
 		Version: image.Manifest.Version,
 		Arch:    image.Manifest.Arch,
 		Kernel:  kernelOf(image),

@@ -205,9 +205,14 @@ func (m *machine) hello(early *earlyModules, cmdline string) error {
 // serve carries out orders until one, or the end of the hello stream, or the
 // power button, takes the machine down. It says how.
 func (m *machine) serve() (how int, grace time.Duration) {
+	save := saving{m: m}
+	defer save.end()
 	for {
 		select {
-		case order, ok := <-m.host.orders:
+		case order, ok := <-save.orders():
+			if !ok && save.lost() {
+				continue
+			}
 			if !ok {
 				m.log.Error("the host's daemon is gone; powering off")
 				return unix.LINUX_REBOOT_CMD_POWER_OFF, graceAbandoned
@@ -221,8 +226,18 @@ func (m *machine) serve() (how int, grace time.Duration) {
 				return unix.LINUX_REBOOT_CMD_RESTART, graceOrdered
 			case wire.OpTime:
 				m.host.reply(order.ID, setClock(order.Time))
+			case wire.OpSave:
+				m.host.reply(order.ID, save.begin())
+			case wire.OpStay:
+				save.end()
+				m.host.reply(order.ID, nil)
 			default:
 				m.host.reply(order.ID, fmt.Errorf("unknown order %q", order.Op))
+			}
+		case <-save.knocks():
+			if err := save.knock(); err != nil {
+				m.log.Error("no host has taken the machine up again; powering off", "err", err)
+				return unix.LINUX_REBOOT_CMD_POWER_OFF, graceAbandoned
 			}
 		case <-m.button:
 			m.log.Info("the power button was pressed")

@@ -217,8 +217,7 @@ func TestHostStream(t *testing.T) {
 			if err != nil {
 				return
 			}
-			go h.write(guest)
-			go h.read(guest)
+			h.begin(guest)
 			h.reply(7, errors.New("no"))
 			var note wire.Note
 			if err := wire.ReadFrame(peer, &note); err != nil || note.Reply == nil || note.Reply.ID != 7 || note.Reply.Error != "no" {

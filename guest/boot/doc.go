@@ -36,7 +36,8 @@
 // # Going down
 //
 // An order of the host (wire.OpPowerOff, wire.OpReboot), the power button, or
-// the end of the hello stream (the host's daemon died) take the machine down:
+// the end of the hello stream (the host's daemon died, and has not said before that
+// it will save the machine) take the machine down:
 // SIGTERM to the engine, which stops the containers; then SIGKILL to what is
 // left, unmounting, and reboot(2). Every step has a deadline.
 package boot

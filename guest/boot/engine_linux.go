@@ -60,6 +60,13 @@ func (e *engine) start(whenReady func(error)) error {
 	return nil
 }
 
+// tell tells the host how it is: the host is another one.
+func (e *engine) tell() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.host.note(wire.Note{Engine: &wire.Engine{Running: e.pid != 0, Restarts: e.restarts}})
+}
+
 // launch starts one process of it.
 func (e *engine) launch(ready func(error)) (<-chan syscall.WaitStatus, error) {
 	cgroup, err := unix.Open(engineCgroup, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

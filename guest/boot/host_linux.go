@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -23,21 +24,22 @@ const (
 	helloRetry    = 50 * time.Millisecond
 )
 
-// host is the hello stream. connect comes first; then everything is safe for
-// concurrent use.
+// host is the hello stream. connect comes first, and again is for the same
+// goroutine; all else is safe for concurrent use then.
 type host struct {
 	phases  *phases
-	welcome wire.Welcome    // once connected
-	orders  chan wire.Order // closed when the stream breaks
+	welcome wire.Welcome      // once connected
+	orders  <-chan wire.Order // of the stream; closed when it breaks
 
 	mu      sync.Mutex // guards what follows
 	wake    *sync.Cond
+	stream  stream // the one that notes go to
 	pending []wire.Note
 	writing bool
 }
 
 func newHost(p *phases) *host {
-	h := &host{phases: p, orders: make(chan wire.Order)}
+	h := &host{phases: p}
 	h.wake = sync.NewCond(&h.mu)
 	return h
 }
@@ -53,9 +55,22 @@ func (h *host) connect(version string, l *link) error {
 		return err
 	}
 	h.phases.connect(h.note)
-	go h.write(stream)
-	go h.read(stream)
+	h.begin(stream)
 	return nil
+}
+
+// begin uses a stream whose hello was answered.
+func (h *host) begin(s stream) {
+	orders := make(chan wire.Order)
+	h.mu.Lock()
+	if h.stream != nil {
+		h.pending, h.writing = nil, false // they were for another host
+	}
+	h.stream, h.orders = s, orders
+	h.wake.Broadcast() // the writer before leaves
+	h.mu.Unlock()
+	go h.write(s)
+	go h.read(s, orders)
 }
 
 // announceBoot tells the host that this is a new boot, and waits until it knows.
@@ -83,18 +98,24 @@ func (carrier) LocalAddr() net.Addr { return nil }
 // RemoteAddr implements net.Conn.
 func (carrier) RemoteAddr() net.Addr { return nil }
 
+// greet says hello and takes the Welcome. One that has a secret already keeps it,
+// and all else that it was told.
 func (h *host) greet(stream stream, version string) error {
 	if err := stream.SetDeadline(time.Now().Add(helloPatience)); err != nil {
 		return err
 	}
-	err := wire.WriteFrame(stream, wire.Hello{Protocol: wire.Protocol, Version: version, Kernel: release(), Arch: runtime.GOARCH})
+	mine := h.welcome.Secret
+	err := wire.WriteFrame(stream, wire.Hello{Protocol: wire.Protocol, Version: version, Kernel: release(), Arch: runtime.GOARCH, Secret: mine})
 	if err != nil {
 		return fmt.Errorf("say hello to the host: %w", err)
 	}
-	if err := wire.ReadFrame(stream, &h.welcome); err != nil {
+	var w wire.Welcome
+	if err := wire.ReadFrame(stream, &w); err != nil {
 		return fmt.Errorf("read the host's welcome: %w", err)
 	}
-	switch w := h.welcome; {
+	switch {
+	case w.Error == "" && mine != nil && !bytes.Equal(w.Secret, mine):
+		return errors.New("the host does not know this boot")
 	case w.Error != "":
 		return fmt.Errorf("the host refuses this guest: %s", w.Error)
 	case w.Protocol != wire.Protocol:
@@ -102,6 +123,10 @@ func (h *host) greet(stream stream, version string) error {
 	case len(w.Secret) != wire.SecretSize:
 		return fmt.Errorf("the host sent a secret of %d bytes, want %d", len(w.Secret), wire.SecretSize)
 	}
+	if mine == nil {
+		h.welcome = w
+	}
+	h.welcome.Time = w.Time
 	return stream.SetDeadline(time.Time{})
 }
 
@@ -142,12 +167,15 @@ func (h *host) flush(patience time.Duration) {
 	}
 }
 
-func (h *host) write(stream io.Writer) {
+func (h *host) write(stream stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for {
-		for len(h.pending) == 0 {
+		for len(h.pending) == 0 && h.stream == stream {
 			h.wake.Wait()
+		}
+		if h.stream != stream {
+			return
 		}
 		notes := h.pending
 		h.pending, h.writing = nil, true
@@ -157,6 +185,9 @@ func (h *host) write(stream io.Writer) {
 			err = errors.Join(err, wire.WriteFrame(stream, n))
 		}
 		h.mu.Lock()
+		if h.stream != stream {
+			return
+		}
 		h.writing = false
 		h.wake.Broadcast()
 		if err != nil {
@@ -165,15 +196,15 @@ func (h *host) write(stream io.Writer) {
 	}
 }
 
-func (h *host) read(stream io.ReadCloser) {
-	defer close(h.orders)
+func (h *host) read(stream io.ReadCloser, orders chan<- wire.Order) {
+	defer close(orders)
 	defer stream.Close()
 	for {
 		var order wire.Order
 		if err := wire.ReadFrame(stream, &order); err != nil {
 			return
 		}
-		h.orders <- order
+		orders <- order
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +27,12 @@ import (
 // is safe for concurrent use.
 type link struct {
 	framed bool
-	serial *muxed.Session // nil with vsock
+	log    *slog.Logger
+	port   *bufio.Reader // of the serial port; nil with vsock
+	pipe   *os.File      // the port
+
+	mu     sync.Mutex // guards what follows
+	serial *muxed.Session
 }
 
 // stream is one to the host: a file, or something made of one.
@@ -38,8 +44,7 @@ type stream interface {
 // openLink finds the way to the host. loadVsock is called where it is vsock.
 func openLink(cmdline string, loadVsock func() error, log *slog.Logger) (*link, error) {
 	if muxed.Requested(cmdline) {
-		s, err := openSerial(log)
-		return &link{serial: s}, err
+		return openSerial(log)
 	}
 	if err := loadVsock(); err != nil {
 		return nil, err
@@ -53,10 +58,10 @@ func openLink(cmdline string, loadVsock func() error, log *slog.Logger) (*link, 
 
 // dial opens a stream to a port of the host, which may not listen yet.
 func (l *link) dial(port uint32) (stream, error) {
-	if l.serial != nil {
+	if l.port != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), helloPatience)
 		defer cancel()
-		return l.serial.Dial(ctx, port)
+		return l.session().Dial(ctx, port)
 	}
 	f, err := dialHost(port, helloPatience)
 	if err != nil {
@@ -112,7 +117,7 @@ func relay(s net.Conn, local *os.File) {
 }
 
 // openSerial begins the boot's session over the machine's serial port.
-func openSerial(log *slog.Logger) (*muxed.Session, error) {
+func openSerial(log *slog.Logger) (*link, error) {
 	name, err := findSerial(muxed.PortName, helloPatience)
 	if err != nil {
 		return nil, err
@@ -121,14 +126,48 @@ func openSerial(log *slog.Logger) (*muxed.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), helloPatience)
-	defer cancel()
-	r := bufio.NewReaderSize(port, 64<<10)
-	if err := muxed.Greet(ctx, r, port, random{}); err != nil {
+	l := &link{log: log, port: bufio.NewReaderSize(port, 64<<10), pipe: port}
+	if err := l.greet(); err != nil {
 		port.Close()
 		return nil, err
 	}
-	return muxed.NewSession(muxed.Guest, r, port, func(in *muxed.Incoming) { go deliver(in, log) }), nil
+	return l, nil
+}
+
+// greet begins a session over the serial port.
+func (l *link) greet() error {
+	ctx, cancel := context.WithTimeout(context.Background(), helloPatience)
+	defer cancel()
+	if err := muxed.Greet(ctx, l.port, l.pipe, random{}); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serial = muxed.NewSession(muxed.Guest, l.port, l.pipe, func(in *muxed.Incoming) { go deliver(in, l.log) })
+	return nil
+}
+
+// session is the one that carries streams now.
+func (l *link) session() *muxed.Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.serial
+}
+
+// mend makes the way to the host good again, if it has noticed that the host is
+// another one. An error is for good.
+func (l *link) mend() error {
+	if l.port == nil {
+		return nil
+	}
+	s := l.session()
+	select {
+	case <-s.Done():
+	default:
+		return nil
+	}
+	s.Wait() // its reader leaves the port alone
+	return l.greet()
 }
 
 // random is the kernel's source of random bytes.
@@ -180,7 +219,7 @@ func deliver(in *muxed.Incoming, log *slog.Logger) {
 // lend lets this machine's programs dial the host, over a socket: see
 // wire.StreamsDir. Without a serial port they do so themselves.
 func (l *link) lend(log *slog.Logger) error {
-	if l.serial == nil {
+	if l.port == nil {
 		return nil
 	}
 	if err := os.MkdirAll(wire.StreamsDir, 0o700); err != nil {
@@ -223,7 +262,7 @@ func (l *link) connect(local *os.File) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), helloPatience)
 	defer cancel()
-	s, err := l.serial.Dial(ctx, binary.BigEndian.Uint32(port[:]))
+	s, err := l.session().Dial(ctx, binary.BigEndian.Uint32(port[:]))
 	if err != nil {
 		local.Close()
 		return

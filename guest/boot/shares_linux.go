@@ -57,8 +57,13 @@ func mountShare(dir string, s wire.Share, mount func(s wire.Share, target string
 	return mount(s, target, flags)
 }
 
-// mountFolder mounts one folder by the protocol that it comes with.
+// mountFolder mounts one folder by the protocol that it comes with, unless it is
+// mounted.
 func (m *machine) mountFolder(s wire.Share, target string, flags uintptr) error {
+	var here, parent unix.Stat_t
+	if unix.Stat(target, &here) == nil && unix.Stat(filepath.Dir(target), &parent) == nil && here.Dev != parent.Dev {
+		return nil
+	}
 	if s.Protocol == wire.Share9P {
 		return m.mount9P(s, target, flags)
 	}

@@ -19,6 +19,9 @@ const (
 	answerTime = 15 * time.Second
 	// connectTime bounds connecting to a container, which is one hop away.
 	connectTime = 10 * time.Second
+	// askAgain is how often a host that has gone is asked for its successor, giveUp for
+	// how long.
+	askAgain, giveUp = 250 * time.Millisecond, time.Minute
 )
 
 // Publisher is safe for concurrent use.
@@ -38,14 +41,17 @@ func New(secret []byte, connect func(ctx context.Context) (net.Conn, error), log
 	return &Publisher{secret: secret, connect: connect, log: log, ports: map[uint64]*Port{}}
 }
 
-// Port is one listener on the host. Close takes it away.
+// Port is one listener on the host. Close takes it away. When the host is another
+// one all of a sudden, since the machine was saved and goes on, it is asked again.
 type Port struct {
 	publisher *Publisher
 	id        uint64
 	network   string
 	target    func() netip.AddrPort
 	addr      netip.AddrPort
-	stream    net.Conn
+	done      chan struct{} // closed by Close
+
+	stream net.Conn // publisher.mu guards it, once the port is open
 }
 
 // Open listens on the host's address ("0.0.0.0:8080"; port 0 lets the host choose)
@@ -61,44 +67,93 @@ func (p *Publisher) Open(ctx context.Context, network, address string, target fu
 	if err != nil {
 		return nil, fmt.Errorf("cannot publish a port: the machine's host does not answer: %w", err)
 	}
-	port := &Port{publisher: p, network: network, target: target, stream: stream}
+	port := &Port{publisher: p, network: network, target: target, stream: stream, done: make(chan struct{})}
 	p.mu.Lock()
 	p.last++
 	port.id = p.last
 	p.ports[port.id] = port
 	p.mu.Unlock()
 
-	stop := context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
-	err = port.ask(address)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
+	if port.addr, err = port.ask(ctx, stream, address); err != nil {
 		port.Close()
 		return nil, err
 	}
+	go port.keep(stream)
 	return port, nil
 }
 
-func (port *Port) ask(address string) error {
-	if _, err := port.stream.Write(port.publisher.secret); err != nil {
-		return err
+// ask has the host listen at an address for as long as the stream is open.
+func (port *Port) ask(ctx context.Context, stream net.Conn, address string) (addr netip.AddrPort, err error) {
+	stop := context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if !stop() && err == nil {
+			err = context.Cause(ctx)
+		}
+	}()
+	if _, err := stream.Write(port.publisher.secret); err != nil {
+		return addr, err
 	}
-	if err := wire.WriteFrame(port.stream, wire.PublishRequest{ID: port.id, Network: port.network, Address: address}); err != nil {
-		return err
+	if err := wire.WriteFrame(stream, wire.PublishRequest{ID: port.id, Network: port.network, Address: address}); err != nil {
+		return addr, err
 	}
 	var reply wire.PublishReply
-	if err := wire.ReadFrame(port.stream, &reply); err != nil {
-		return fmt.Errorf("cannot publish a port: the machine's host does not answer: %w", err)
+	if err := wire.ReadFrame(stream, &reply); err != nil {
+		return addr, fmt.Errorf("cannot publish a port: the machine's host does not answer: %w", err)
 	}
 	if reply.Error != "" {
-		return errors.New(reply.Error)
+		return addr, errors.New(reply.Error)
 	}
-	addr, err := netip.ParseAddrPort(reply.Address)
+	if addr, err = netip.ParseAddrPort(reply.Address); err != nil {
+		return addr, fmt.Errorf("cannot publish a port: the machine's host answered with %q", reply.Address)
+	}
+	return addr, nil
+}
+
+// keep asks again whenever the stream breaks, until Close.
+func (port *Port) keep(stream net.Conn) {
+	for {
+		stream.Read(make([]byte, 1)) // the host has nothing to say: this is the end
+		lost := time.Now()
+		for {
+			select {
+			case <-port.done:
+				return
+			case <-time.After(askAgain):
+			}
+			err := port.reopen()
+			if err == nil {
+				break
+			}
+			if time.Since(lost) > giveUp {
+				port.publisher.log.Error("a published port is lost", "address", port.addr, "error", err)
+				return
+			}
+		}
+		port.publisher.mu.Lock()
+		stream = port.stream
+		port.publisher.mu.Unlock()
+	}
+}
+
+// reopen has the host listen where it did.
+func (port *Port) reopen() error {
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	stream, err := port.publisher.connect(ctx)
 	if err != nil {
-		return fmt.Errorf("cannot publish a port: the machine's host answered with %q", reply.Address)
+		return err
 	}
-	port.addr = addr
+	if _, err := port.ask(ctx, stream, port.addr.String()); err != nil {
+		stream.Close()
+		return err
+	}
+	port.publisher.mu.Lock()
+	defer port.publisher.mu.Unlock()
+	port.stream.Close()
+	port.stream = stream
+	if port.publisher.ports[port.id] != port { // closed meanwhile
+		stream.Close()
+	}
 	return nil
 }
 
@@ -109,8 +164,11 @@ func (port *Port) Addr() netip.AddrPort { return port.addr }
 func (port *Port) Close() error {
 	p := port.publisher
 	p.mu.Lock()
-	delete(p.ports, port.id)
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	if p.ports[port.id] == port {
+		delete(p.ports, port.id)
+		close(port.done)
+	}
 	return port.stream.Close()
 }
 

@@ -20,13 +20,14 @@ import (
 type host struct {
 	publish, portal net.Listener
 	closed          chan struct{} // gets a value when a publish stream ends
+	asked           chan net.Conn // gets each publish stream, while there is room
 	used            atomic.Int32
 }
 
 func newHost(t *testing.T, secret []byte) (*host, *Publisher) {
 	t.Helper()
 	dir := t.TempDir()
-	h := &host{closed: make(chan struct{}, 10)}
+	h := &host{closed: make(chan struct{}, 10), asked: make(chan net.Conn, 10)}
 	for name, l := range map[string]*net.Listener{"publish": &h.publish, "portal": &h.portal} {
 		var err error
 		if *l, err = net.Listen("unix", filepath.Join(dir, name)); err != nil {
@@ -69,6 +70,10 @@ func (h *host) serve(secret []byte) {
 			reply.Error = "port is already allocated"
 		}
 		wire.WriteFrame(conn, reply)
+		select {
+		case h.asked <- conn:
+		default:
+		}
 		go func() {
 			io.Copy(io.Discard, conn)
 			h.closed <- struct{}{}
@@ -202,4 +207,31 @@ func TestSilentHost(t *testing.T) {
 // to is what a port leads to, always.
 func to(address string) func() netip.AddrPort {
 	return func() netip.AddrPort { return netip.MustParseAddrPort(address) }
+}
+
+// TestAnotherHost has the host's streams break, as they do for a machine that was
+// saved: the next host is asked to listen where the last did.
+func TestAnotherHost(t *testing.T) {
+	h, p := newHost(t, secret)
+	port, err := p.Open(t.Context(), "tcp", "127.0.0.1:0", to("127.0.0.1:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		(<-h.asked).Close()
+		<-h.closed
+	}
+	last := <-h.asked
+	if got := port.Addr().String(); got != "127.0.0.1:4321" {
+		t.Errorf("the host listens at %s", got)
+	}
+	if err := port.Close(); err != nil {
+		t.Error(err)
+	}
+	<-h.closed // by Close, not by the test
+	last.Close()
+	time.Sleep(2 * askAgain)
+	if len(h.asked) > 0 {
+		t.Error("a closed port was asked for again")
+	}
 }

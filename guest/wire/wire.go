@@ -20,18 +20,27 @@
 // # Hello
 //
 // PID 1 opens the hello stream before it mounts anything but its own root, and
-// keeps it open until the machine ends: when it breaks, the boot is over. It
+// keeps it open until the machine ends: when it breaks, the boot is over, unless
+// the host has said that it will save the machine (see below). It
 // sends a Hello; the host answers with a Welcome, whose Error is set when the
 // two cannot work together. From then on the guest sends Notes (a phase of the
 // boot began or ended, the engine restarted, a reply to an order) and the host
 // sends Orders (shut down, restart, set the clock).
 //
 // The host accepts one hello per boot, and only from a guest that has been
-// reset since the last: a second one is refused. The Welcome carries a secret,
+// reset since the last: a second one is refused, without a word. The Welcome carries a secret,
 // random for each boot; it opens every later guest→host stream (the Preamble:
 // SecretSize raw bytes). The guest never shows the secret to a container, and
 // AF_VSOCK is closed to containers, so a stream that starts with it comes from
 // the guest's own programs.
+//
+// # Saving
+//
+// OpSave says that the machine will be saved. Before it replies, the guest lets go
+// of what cannot be: folders that come over streams, which no container may use.
+// From then on it says hello again and again, with the boot's secret, and a host
+// that has restored the machine takes the secret over and answers: the boot goes
+// on. Until then the hello stream may break for a while. OpStay takes OpSave back.
 //
 // # Published ports
 //
@@ -102,6 +111,8 @@ type Hello struct {
 	Version  string `json:"version"` // of the guest's programs
 	Kernel   string `json:"kernel"`  // uname -r
 	Arch     string `json:"arch"`    // GOARCH
+	// Secret is the boot's, of a guest that has been saved and goes on.
+	Secret []byte `json:"secret,omitempty"`
 }
 
 // Welcome is the host's answer, and all of the guest's configuration.
@@ -218,6 +229,8 @@ const (
 	OpPowerOff Op = "poweroff" // stop the engine and containers, unmount, switch off; the reply comes first
 	OpReboot   Op = "reboot"   // the same, then restart
 	OpTime     Op = "time"     // set the clock
+	OpSave     Op = "save"     // get ready to be saved; an error: it cannot be now
+	OpStay     Op = "stay"     // it was not saved
 )
 
 // Reply answers the Order with the same ID.

@@ -10,6 +10,7 @@
 //	POST /v1/stop      answers with the last Status when the machine is off
 //	POST /v1/pause     freezes the machine; whoever connects to it sets it going again
 //	POST /v1/resume    likewise
+//	POST /v1/save      saves the machine's state and answers with the last Status when it is off
 //	GET  /v1/logs      text: source=daemon or console, tail=N lines, follow=true
 //	GET  /v1/watch     one Snapshot a line, the first at once and one for each change
 //	GET  /v1/usage     Usage
@@ -62,6 +63,9 @@ type Status struct {
 	// Paused says that a Running machine's CPUs are frozen.
 	Paused bool   `json:"paused,omitempty"`
 	Phase  string `json:"phase,omitempty"`
+	// Saved is when the state of a Stopped machine was saved, from which the next
+	// start goes on.
+	Saved time.Time `json:"saved,omitzero"`
 
 	Version      string `json:"version,omitempty"` // of the daemon
 	Driver       string `json:"driver,omitempty"`
@@ -102,6 +106,10 @@ type Engine struct {
 	Restarts int    `json:"restarts"`
 	Reason   string `json:"reason,omitempty"`
 }
+
+// PhaseRestore is the phase in which a machine goes on from its saved state. When it
+// ends with an error the machine boots anew.
+const PhaseRestore = "restore"
 
 // Phase is one step of a start. Guest phases are those that PID 1 reports.
 type Phase struct {

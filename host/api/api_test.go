@@ -57,6 +57,9 @@ func (b *backend) Resume(context.Context) error {
 	b.status.Paused = false
 	return b.err
 }
+func (b *backend) Save(context.Context) (api.Status, error) {
+	return api.Status{Saved: time.Unix(1, 0)}, b.err
+}
 func (b *backend) Usage(context.Context) (api.Usage, error) { return b.usage, b.err }
 func (b *backend) StopContainer(_ context.Context, id string) error {
 	b.stopped = id
@@ -172,6 +175,9 @@ func TestPause(t *testing.T) {
 	}
 	if s, err := c.Status(t.Context()); err != nil || !s.Paused {
 		t.Errorf("%+v, %v", s, err)
+	}
+	if s, err := c.Save(t.Context()); err != nil || !s.Saved.Equal(time.Unix(1, 0)) {
+		t.Errorf("Save: %v, %+v", err, s)
 	}
 	if err := c.Resume(t.Context()); err != nil || b.status.Paused {
 		t.Errorf("Resume: %v, %+v", err, b.status)

@@ -125,6 +125,12 @@ func (c *Client) Stop(ctx context.Context, timeout time.Duration) (Status, error
 	return s, c.call(ctx, "POST", "/v1/stop", url.Values{"timeout": {timeout.String()}}, &s)
 }
 
+// Save saves the machine's state and switches it off.
+func (c *Client) Save(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.call(ctx, "POST", "/v1/save", nil, &s)
+}
+
 // Logs copies a log to w.
 func (c *Client) Logs(ctx context.Context, q LogQuery, w io.Writer) error {
 	resp, err := c.do(ctx, "GET", "/v1/logs", url.Values{

@@ -25,6 +25,9 @@ type Backend interface {
 	// Pause freezes the machine, and Resume sets it going again.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+	// Save saves the machine's state and returns when the machine is off. One that
+	// cannot be saved runs on.
+	Save(ctx context.Context) (Status, error)
 	Logs(ctx context.Context, q LogQuery, w io.Writer) error
 	// Watch calls emit with the machine as it is now and after each change, until
 	// the machine is off, which is the last, or ctx ends or emit fails.
@@ -36,6 +39,9 @@ type Backend interface {
 
 // maxStop bounds what a client may ask to wait for a polite stop.
 const maxStop = time.Hour
+
+// maxSave bounds a save: a busy disk takes gigabytes in it.
+const maxSave = 10 * time.Minute
 
 // NewHandler serves b.
 func NewHandler(b Backend) http.Handler {
@@ -77,6 +83,16 @@ func NewHandler(b Backend) http.Handler {
 			w.WriteHeader(http.StatusNoContent)
 		})
 	}
+	mux.HandleFunc("POST /v1/save", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), maxSave)
+		defer cancel()
+		s, err := b.Save(ctx)
+		if err != nil {
+			fail(w, http.StatusConflict, err)
+			return
+		}
+		reply(w, s)
+	})
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		timeout, err := time.ParseDuration(r.FormValue("timeout"))
 		if err != nil || timeout < 0 || timeout > maxStop {

@@ -98,6 +98,7 @@ type Image struct {
 	Initrd  string
 	Cmdline []string
 	Root    string // the system disk, read-only
+	ID      string // differs between images that differ
 }
 
 // Network is the host's end of the guest's network cable.
@@ -147,11 +148,14 @@ type daemon struct {
 	caps     vm.Caps
 	hello    *hello
 
+	fingerprint string // of what a saved state depends on, once the machine is made
+
 	resets   chan struct{} // the guest was reset; holds one
 	sessions chan *session // a session has got its Welcome
 	lost     chan *session // a session has ended
 	ready    chan *session // the engine of that boot answers
 	refused  chan error    // guest and host do not belong together; holds one
+	saves    chan saving
 	running  chan struct{} // closed at the first Running: connections wait for it
 	deaf     chan struct{} // closed when nobody listens to the guest any more
 	over     chan struct{} // closed when the machine is off and the last state is set
@@ -215,7 +219,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d := &daemon{
 		o: o, log: o.Log, console: console,
 		resets: make(chan struct{}, 1), sessions: make(chan *session), lost: make(chan *session), ready: make(chan *session),
-		refused: make(chan error, 1), running: make(chan struct{}), deaf: make(chan struct{}), over: make(chan struct{}),
+		refused: make(chan error, 1), saves: make(chan saving), running: make(chan struct{}), deaf: make(chan struct{}), over: make(chan struct{}),
 	}
 	d.progress = newProgress(o.Log, d.initialStatus(), o.Machine.SaveState)
 	d.hello = &hello{log: o.Log, welcome: d.welcome, began: d.sessionBegan, note: d.note, ended: d.sessionEnded}

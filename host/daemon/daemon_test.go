@@ -93,7 +93,6 @@ func newBench(t *testing.T, guest fakeguest.Options) *bench {
 			StartTimeout: patience,
 		},
 		client: api.NewClient(m.APIAddress()),
-		ended:  make(chan error, 1),
 	}
 }
 
@@ -102,15 +101,15 @@ func (b *bench) run(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	b.cancel = cancel
-	listening := make(chan struct{})
-	b.Listening = func() { close(listening) }
+	listening, ended := make(chan struct{}), make(chan error, 1)
+	b.Listening, b.ended = func() { close(listening) }, ended
 	go func() {
-		b.ended <- Run(ctx, b.Options)
-		close(b.ended)
+		ended <- Run(ctx, b.Options)
+		close(ended)
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-b.ended
+		<-ended
 		b.left(t)
 	})
 	select {

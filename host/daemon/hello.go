@@ -29,6 +29,7 @@ type hello struct {
 
 	mu      sync.Mutex // guards all below
 	open    bool       // a hello will be accepted
+	resumed bool       // also one of a boot that another daemon knew
 	current *session
 }
 
@@ -103,10 +104,17 @@ func (h *hello) claim(conn net.Conn, first wire.Hello) (*session, error) {
 	if !h.open {
 		return nil, errors.New("this boot has said hello already")
 	}
-	s := &session{conn: conn, hello: first, secret: make([]byte, wire.SecretSize),
+	secret := first.Secret
+	switch {
+	case len(secret) == 0:
+		secret = make([]byte, wire.SecretSize)
+		rand.Read(secret)
+	case !h.resumed || len(secret) != wire.SecretSize:
+		return nil, errors.New("it goes on from a state that was not restored")
+	}
+	s := &session{conn: conn, hello: first, secret: secret,
 		done: make(chan struct{}), news: make(chan struct{}, 1), waiting: map[uint64]chan wire.Reply{}}
-	rand.Read(s.secret)
-	h.open, h.current = false, s
+	h.open, h.resumed, h.current = false, false, s
 	return s, nil
 }
 
@@ -129,7 +137,14 @@ func (h *hello) reset() {
 	if h.current != nil {
 		h.current.conn.Close() // its reader ends the session
 	}
-	h.open, h.current = true, nil
+	h.open, h.resumed, h.current = true, false, nil
+}
+
+// resume accepts the hello of a guest that goes on from its saved state, too.
+func (h *hello) resume() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.resumed = true
 }
 
 // awaited reports whether the current boot has not said hello yet.

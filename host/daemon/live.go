@@ -34,9 +34,7 @@ func (d *daemon) live(ctx context.Context) error {
 	m, cleanup, err := d.launch(start)
 	defer func() {
 		close(d.deaf)
-		for i := len(cleanup) - 1; i >= 0; i-- {
-			cleanup[i]()
-		}
+		undo(cleanup)
 	}()
 	if err != nil {
 		return d.explain(ctx, start, err)
@@ -95,11 +93,17 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 	if err != nil {
 		return nil, cleanup, err
 	}
+	m, powering, err := d.powerOn(ctx, image)
+	return m, append(cleanup, powering...), err
+}
+
+// assemble makes the machine and all that its guest will look for.
+func (d *daemon) assemble(ctx context.Context, image Image) (m vm.Machine, cleanup []func(), err error) {
 	if err := d.phase(ctx, "machine", func() (err error) {
 		m, err = d.newMachine(ctx, image)
 		return err
 	}); err != nil {
-		return nil, cleanup, err
+		return nil, nil, err
 	}
 	d.setMachine(m)
 	cleanup = append(cleanup, func() {
@@ -115,11 +119,7 @@ func (d *daemon) launch(ctx context.Context) (m vm.Machine, cleanup []func(), er
 		return nil, cleanup, err
 	}
 	d.hello.reset()
-	err = d.phase(ctx, "power on", func() error { return m.Start(ctx) })
-	if err == nil {
-		d.progress.begin("boot") // ended by the hello
-	}
-	return m, cleanup, err
+	return m, cleanup, nil
 }
 
 // prepareHost does what a machine needs besides its image.
@@ -327,6 +327,13 @@ func (d *daemon) watch(ctx, start context.Context, m vm.Machine) error {
 			}
 		case err := <-d.refused:
 			return err
+		case s := <-d.saves:
+			err := d.save(s.ctx, m)
+			s.done <- err
+			if err == nil {
+				return <-off
+			}
+			d.log.Warn("the machine is not saved", "error", err)
 		case <-deadline.C:
 			return d.timeout()
 		}

@@ -33,7 +33,9 @@ type Options struct {
 	Panics      bool          // breaks down when it should start the engine
 	Boots       func()        // called at each boot
 	Welcome     func(wire.Welcome)
-	Containers  *Containers // that its engine has; nil for none
+	SaveErr     string        // its answer to the order to get ready to be saved
+	Ordered     func(wire.Op) // called at each order
+	Containers  *Containers   // that its engine has; nil for none
 	// Session, when set, gets the hello stream and the hardware of a boot that is up.
 	Session func(hw *vmfake.Hardware, hello net.Conn)
 }
@@ -59,6 +61,8 @@ type guest struct {
 	hw      *vmfake.Hardware
 	hello   net.Conn
 	writing sync.Mutex // guards writing to hello
+	secret  []byte
+	saving  bool // the hello may break
 	serving sync.WaitGroup
 }
 
@@ -75,6 +79,7 @@ func (g *guest) boot(ctx context.Context) (vmfake.Exit, error) {
 		return vmfake.PowerOff, err
 	}
 	defer g.hello.Close()
+	g.secret = welcome.Secret
 	if g.Welcome != nil {
 		g.Welcome(welcome)
 	}
@@ -127,8 +132,10 @@ func (g *guest) sayHello(ctx context.Context) (wire.Welcome, error) {
 	if err != nil {
 		return wire.Welcome{}, err
 	}
+	g.writing.Lock()
 	g.hello = conn
-	h := wire.Hello{Protocol: wire.Protocol, Version: "fake", Kernel: "6.12.0-fake", Arch: runtime.GOARCH}
+	g.writing.Unlock()
+	h := wire.Hello{Protocol: wire.Protocol, Version: "fake", Kernel: "6.12.0-fake", Arch: runtime.GOARCH, Secret: g.secret}
 	if g.Protocol != 0 {
 		h.Protocol = g.Protocol
 	}
@@ -148,14 +155,14 @@ func (g *guest) note(n wire.Note) {
 	wire.WriteFrame(g.hello, n)
 }
 
-// obey carries out orders until the machine ends.
-func (g *guest) obey(ctx context.Context) vmfake.Exit {
+// orders are those that come on a hello stream, until it breaks.
+func (g *guest) orders(ctx context.Context, hello net.Conn) <-chan wire.Order {
 	orders := make(chan wire.Order)
 	g.serving.Go(func() {
 		defer close(orders)
 		for {
 			var o wire.Order
-			if wire.ReadFrame(g.hello, &o) != nil {
+			if wire.ReadFrame(hello, &o) != nil {
 				return
 			}
 			select {
@@ -165,6 +172,28 @@ func (g *guest) obey(ctx context.Context) vmfake.Exit {
 			}
 		}
 	})
+	return orders
+}
+
+// rejoin says hello to the next host, until one answers.
+func (g *guest) rejoin(ctx context.Context) {
+	for ctx.Err() == nil {
+		welcome, err := g.sayHello(ctx)
+		if err == nil && welcome.Error == "" {
+			g.saving = false
+			if g.Welcome != nil {
+				g.Welcome(welcome)
+			}
+			g.note(wire.Note{Engine: &wire.Engine{Running: true}})
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// obey carries out orders until the machine ends.
+func (g *guest) obey(ctx context.Context) vmfake.Exit {
+	orders := g.orders(ctx, g.hello)
 	button := g.hw.PowerButton()
 	if g.NoPowerOff {
 		button = nil
@@ -178,15 +207,30 @@ func (g *guest) obey(ctx context.Context) vmfake.Exit {
 			g.hello.Close()
 			return vmfake.PowerOff
 		case o, ok := <-orders:
+			if !ok && g.saving {
+				g.hello.Close()
+				g.rejoin(ctx)
+				orders = g.orders(ctx, g.hello)
+				continue
+			}
 			if !ok {
 				orders = nil
 				continue
 			}
+			if g.Ordered != nil {
+				g.Ordered(o.Op)
+			}
 			if g.NoPowerOff {
+				continue
+			}
+			if o.Op == wire.OpSave && g.SaveErr != "" {
+				g.note(wire.Note{Reply: &wire.Reply{ID: o.ID, Error: g.SaveErr}})
 				continue
 			}
 			g.note(wire.Note{Reply: &wire.Reply{ID: o.ID}})
 			switch o.Op {
+			case wire.OpSave, wire.OpStay:
+				g.saving = o.Op == wire.OpSave
 			case wire.OpPowerOff:
 				g.hello.Close()
 				return vmfake.PowerOff

@@ -288,6 +288,15 @@ func Stop(ctx context.Context, m machine.Machine, timeout time.Duration) (s api.
 	return m.LastState(), true, nil
 }
 
+// Save saves the machine's state and returns when its daemon is gone.
+func Save(ctx context.Context, m machine.Machine) (api.Status, error) {
+	s, err := api.NewClient(m.APIAddress()).Save(ctx)
+	if err != nil {
+		return s, err
+	}
+	return m.LastState(), awaitEnd(ctx, m)
+}
+
 // Status asks the daemon, or the files when there is none.
 func Status(ctx context.Context, m machine.Machine) (api.Status, error) {
 	s, err := api.NewClient(m.APIAddress()).Status(ctx)

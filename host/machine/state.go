@@ -53,7 +53,7 @@ func (m Machine) LastState() api.Status {
 	if s.State == "" {
 		s.State = api.Stopped
 	}
-	s.PID, s.Since, s.Phase = 0, time.Time{}, ""
+	s.PID, s.Since, s.Phase, s.Saved = 0, time.Time{}, "", m.Saved()
 	return s
 }
 

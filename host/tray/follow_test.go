@@ -64,6 +64,7 @@ func (d *daemon) Stop(context.Context) (api.Status, error)                  { re
 func (d *daemon) Logs(context.Context, api.LogQuery, io.Writer) error       { return nil }
 func (d *daemon) Pause(context.Context) error                               { return nil }
 func (d *daemon) Resume(context.Context) error                              { return nil }
+func (d *daemon) Save(context.Context) (api.Status, error)                  { return api.Status{}, nil }
 func (d *daemon) Usage(context.Context) (api.Usage, error)                  { return api.Usage{}, nil }
 func (d *daemon) StopContainer(ctx context.Context, container string) error { return nil }
 
