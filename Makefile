@@ -50,6 +50,8 @@ build: deps ## build the programs and the guest image into bin/
 dist: deps ## packages for every system into bin/dist (DIST_PLATFORMS=linux/amd64,... for some)
 	@scripts/step "building packages"
 	@go run ./scripts/dist -version '$(VERSION)' -o bin/dist -platforms '$(DIST_PLATFORMS)'
+	@scripts/step "looking at the packages"
+	@BERTH_DIST='$(CURDIR)/bin/dist' BERTH_DIST_VERSION='$(VERSION)' BERTH_DIST_PLATFORMS='$(DIST_PLATFORMS)' go test -count=1 -run TestMade ./scripts/dist
 
 .PHONY: demo
 demo: build ## build, boot the VM and run a container

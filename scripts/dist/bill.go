@@ -44,8 +44,9 @@ type hash struct {
 	Content   string `json:"content"`
 }
 
-// bill makes a platform's bill of materials.
-func (s settings) bill(p platform, programs, work string) ([]byte, error) {
+// bill makes the bill of materials of a platform's programs and some of the guest's
+// images.
+func (s settings) bill(p platform, programs, work string, guests ...string) ([]byte, error) {
 	found := map[string]component{}
 	for _, program := range hostPrograms {
 		if p.arch == "universal" { // the halves are alike, and this reads only one file at a time
@@ -64,7 +65,7 @@ func (s settings) bill(p platform, programs, work string) ([]byte, error) {
 			found[purl] = component{Type: "library", Ref: purl, Name: dep.Path, Version: dep.Version, PURL: purl}
 		}
 	}
-	for _, arch := range p.images() {
+	for _, arch := range guests {
 		image, err := images.Open(filepath.Join(work, "image-"+arch))
 		if err != nil {
 			return nil, err

@@ -43,7 +43,8 @@ Description: containers in a light virtual machine
 // prerm removes what berth itself writes beside its image when root runs it.
 const prerm = `#!/bin/sh
 set -e
-rm -f /usr/lib/berth/image/.verified /usr/lib/berth/image/.verified-*
+image=$DPKG_ROOT/usr/lib/berth/image
+rm -f "$image"/.verified "$image"/.verified-*
 `
 
 // trayDesktop puts the icon among a desktop's applications.
@@ -59,7 +60,11 @@ Categories=System;
 
 // deb makes Debian's package, without Debian's tools: it is an ar archive of two
 // tar archives, see deb(5).
-func (s settings) deb(p platform, programs, work string, bill []byte) error {
+func (s settings) deb(p platform, programs, work string) error {
+	bill, err := s.bill(p, programs, work, p.arch)
+	if err != nil {
+		return err
+	}
 	t, err := s.debFiles(p, programs, work, bill)
 	if err != nil {
 		return err

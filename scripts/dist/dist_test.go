@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -47,9 +48,16 @@ func testTree(t *testing.T, list string) (s settings, work string) {
 			t.Fatal(err)
 		}
 	}
+	program, err := exec.LookPath("gofmt") // a small program in Go
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range platforms {
 		for _, name := range hostPrograms {
-			put(p.String()+"/"+name+p.exe(), []byte(name))
+			name = filepath.Join(work, p.String(), name+p.exe())
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.Symlink(program, name)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	for _, name := range shells {
@@ -81,7 +89,7 @@ func packAll(t *testing.T, list string) settings {
 	s, work := testTree(t, list)
 	for _, p := range s.platforms {
 		dir := filepath.Join(work, p.String())
-		if err := s.pack(p, dir, work, []byte("{}")); err != nil {
+		if err := s.pack(p, dir, work); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -110,7 +118,8 @@ func TestPackages(t *testing.T) {
 		t.Errorf("%q, want %q", names, want)
 	}
 	content := []string{"LICENSE", "README.md", "berth", "berth-build", "berth-tray", "completions/", "completions/_berth", "completions/berth.bash",
-		"completions/berth.fish", "completions/berth.ps1", "image/", "image/initrd", "image/kernel", "image/manifest.json", "image/root", "sbom.cdx.json"}
+		"completions/berth.fish", "completions/berth.ps1", "image-amd64/", "image-amd64/initrd", "image-amd64/kernel", "image-amd64/manifest.json", "image-amd64/root",
+		"image-arm64/", "image-arm64/initrd", "image-arm64/kernel", "image-arm64/manifest.json", "image-arm64/root", "sbom.cdx.json"}
 	for i := range content {
 		content[i] = "berth-1.2.3-linux-amd64/" + content[i]
 	}
@@ -192,19 +201,50 @@ func TestDeb(t *testing.T) {
 	}
 }
 
-func TestBill(t *testing.T) {
-	s, work := testTree(t, "linux/amd64")
-	self, err := os.Executable() // a Go program, which tells of its modules
-	if err != nil {
+// TestDebInstall installs the package into a root of its own, and takes it out again:
+// nothing is left, not even what the program has written beside it.
+func TestDebInstall(t *testing.T) {
+	if _, err := exec.LookPath("dpkg"); err != nil || os.Getuid() != 0 {
+		t.Skip("takes dpkg, and root: ", err)
+	}
+	s := packAll(t, "linux/amd64")
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "var/lib/dpkg/info"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	programs := t.TempDir()
-	for _, name := range hostPrograms {
-		if err := os.Symlink(self, filepath.Join(programs, name)); err != nil {
-			t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(root, "var/lib/dpkg/status"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dpkg := func(args ...string) {
+		t.Helper()
+		args = append([]string{"--root=" + root, "--force-script-chrootless", "--force-depends", "--log=/dev/null"}, args...)
+		if out, err := exec.Command("dpkg", args...).CombinedOutput(); err != nil {
+			t.Fatalf("dpkg %q: %v\n%s", args, err, out)
 		}
 	}
-	body, err := s.bill(s.platforms[0], programs, work)
+	dpkg("--install", filepath.Join(s.out, "berth_1.2.3_amd64.deb"))
+	if _, err := os.Stat(filepath.Join(root, "usr/bin/berth")); err != nil {
+		t.Error(err)
+	}
+	dpkg("--verify", "berth")
+	if err := os.WriteFile(filepath.Join(root, "usr/lib/berth/image/.verified"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dpkg("--purge", "berth")
+	filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if path == filepath.Join(root, "var/lib/dpkg") {
+			return filepath.SkipDir
+		}
+		if err != nil || !d.IsDir() || strings.Contains(path, "/usr") {
+			t.Errorf("left: %s, %v", path, err)
+		}
+		return nil
+	})
+}
+
+func TestBill(t *testing.T) {
+	s, work := testTree(t, "linux/amd64")
+	body, err := s.bill(s.platforms[0], filepath.Join(work, "linux-amd64"), work, "amd64")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +257,7 @@ func TestBill(t *testing.T) {
 		purls[c.PURL] = true
 	}
 	if b.Format != "CycloneDX" || b.Metadata.Component.Version != "1.2.3" || b.Metadata.Timestamp != "2023-11-14T22:13:20Z" ||
-		!purls["pkg:deb/debian/busybox-static@1%3A1.35.0-4%2Bb1?arch=amd64"] {
+		!purls["pkg:deb/debian/busybox-static@1%3A1.35.0-4%2Bb1?arch=amd64"] || purls["pkg:deb/debian/busybox-static@1%3A1.35.0-4%2Bb1?arch=arm64"] {
 		t.Errorf("%s", body)
 	}
 }
@@ -227,7 +267,7 @@ func TestChoose(t *testing.T) {
 	if err != nil || len(all) != 6 || all[5].String() != "darwin-arm64-qemu" {
 		t.Errorf("%v, %v", all, err)
 	}
-	if mac, err := choose("", true); err != nil || mac[4].String() != "darwin-universal" || len(mac[4].images()) != 2 {
+	if mac, err := choose("", true); err != nil || mac[4].String() != "darwin-universal" {
 		t.Errorf("%v, %v", mac, err)
 	}
 	if _, err := choose("plan9/386", false); err == nil {

@@ -1,5 +1,5 @@
 // Command dist makes Berth's packages: for each system an archive with the
-// programs, the guest's image and the shells' completions; for Debian a package;
+// programs, the guest's images and the shells' completions; for Debian a package;
 // for Homebrew and winget the manifests; and beside them a bill of materials and
 // the checksums of all. It runs on Linux and macOS, and makes the same bytes of the
 // same commit.
@@ -55,13 +55,9 @@ func (p platform) exe() string {
 	return ""
 }
 
-// images are the guests that the programs can boot.
-func (p platform) images() []string {
-	if p.arch == "universal" {
-		return []string{"amd64", "arm64"}
-	}
-	return []string{p.arch}
-}
+// guests are the architectures that the guest's image is made for. Archives hold
+// all: one folder may serve several hosts, and the programs take what fits.
+var guests = []string{"amd64", "arm64"}
 
 func main() {
 	version := flag.String("version", "", "the `version` of the packages")
@@ -104,7 +100,7 @@ func run(ctx context.Context, version, out, list string) error {
 
 // make builds what all platforms share, then the platforms' own.
 func (s settings) make(ctx context.Context, work string) error {
-	for _, arch := range s.guests() {
+	for _, arch := range guests {
 		note("guest image for %s", arch)
 		if err := command(ctx, nil, "go", "run", "./images/build", "-arch", arch, "-version", s.version, "-o", filepath.Join(work, "image-"+arch)); err != nil {
 			return err
@@ -120,11 +116,7 @@ func (s settings) make(ctx context.Context, work string) error {
 		if err := s.programs(ctx, p, dir); err != nil {
 			return err
 		}
-		bill, err := s.bill(p, dir, work)
-		if err != nil {
-			return err
-		}
-		if err := s.pack(p, dir, work, bill); err != nil {
+		if err := s.pack(p, dir, work); err != nil {
 			return err
 		}
 	}
@@ -132,19 +124,6 @@ func (s settings) make(ctx context.Context, work string) error {
 		return err
 	}
 	return sums(s.out)
-}
-
-func (s settings) guests() []string {
-	var all []string
-	for _, arch := range []string{"amd64", "arm64"} {
-		for _, p := range s.platforms {
-			if strings.Contains(strings.Join(p.images(), " "), arch) {
-				all = append(all, arch)
-				break
-			}
-		}
-	}
-	return all
 }
 
 // choose reads a list of platforms; an empty one means all. On a Mac the two

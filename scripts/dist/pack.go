@@ -15,7 +15,11 @@ func (s settings) archiveName(p platform) string {
 }
 
 // pack makes a platform's archive, and for Linux Debian's package too.
-func (s settings) pack(p platform, programs, work string, bill []byte) error {
+func (s settings) pack(p platform, programs, work string) error {
+	bill, err := s.bill(p, programs, work, guests...)
+	if err != nil {
+		return err
+	}
 	t, err := s.files(p, programs, work, bill)
 	if err != nil {
 		return err
@@ -35,7 +39,7 @@ func (s settings) pack(p platform, programs, work string, bill []byte) error {
 	if err != nil || p.os != "linux" {
 		return err
 	}
-	return s.deb(p, programs, work, bill)
+	return s.deb(p, programs, work)
 }
 
 // files are an archive's.
@@ -44,12 +48,8 @@ func (s settings) files(p platform, programs, work string, bill []byte) (tree, e
 	for _, program := range hostPrograms {
 		t.add(entry{name: program + p.exe(), file: filepath.Join(programs, program+p.exe()), exec: true})
 	}
-	for _, arch := range p.images() {
-		name := "image"
-		if len(p.images()) > 1 {
-			name += "-" + arch
-		}
-		if err := t.addDir(name, filepath.Join(work, "image-"+arch)); err != nil {
+	for _, arch := range guests {
+		if err := t.addDir("image-"+arch, filepath.Join(work, "image-"+arch)); err != nil {
 			return nil, err
 		}
 	}

@@ -44,7 +44,7 @@ func (s settings) programs(ctx context.Context, p platform, dir string) error {
 			continue
 		}
 		halves := []string{"lipo", "-create", "-output", out}
-		for _, arch := range p.images() {
+		for _, arch := range guests {
 			half := filepath.Join(filepath.Dir(dir), "half-"+arch, program)
 			if err := s.compile(ctx, platform{os: p.os, arch: arch}, program, half, "1"); err != nil {
 				return err
