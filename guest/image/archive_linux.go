@@ -13,18 +13,19 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/guest/image/inflate"
 )
 
-// Load reads the images of an archive, OCI's or docker's, plain or compressed by
-// gzip or zstd. Of each only the wanted platforms are kept, if any are named; an
-// image that has none of them is an error.
+// Load reads the images of an archive, OCI's or docker's, plain or compressed as
+// inflate.New takes it. Of each only the wanted platforms are kept, if any are named; an
+// image that has none of them is an error; one with a broken layer is not.
 func (s *Store) Load(ctx context.Context, r io.Reader, wanted []ocispec.Platform, progress ProgressFunc) ([]Loaded, error) {
 	ctx = s.ctx(ctx)
 	ctx, done, err := s.lease(ctx)
@@ -33,7 +34,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, wanted []ocispec.Platform
 	}
 	defer s.collectSoon()
 	defer done()
-	plain, err := compression.DecompressStream(cancelReader{ctx, r})
+	plain, err := inflate.New(ctx, cancelReader{ctx, r})
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the archive: %w", err)
 	}
@@ -63,14 +64,14 @@ func (s *Store) loadAll(ctx context.Context, index ocispec.Descriptor, manifests
 		if err := checkDescriptor(index, desc); err != nil {
 			return loaded, err
 		}
-		img, err := s.unpackLoaded(ctx, desc, match, len(wanted) > 0, report)
+		img, broken, err := s.unpackLoaded(ctx, desc, match, len(wanted) > 0, report)
 		if err != nil {
 			return loaded, err
 		}
 		if len(wanted) > 0 && img.Manifest.Digest == "" {
 			return loaded, fail(errdefs.ErrNotFound, "no images providing the requested platform(s) found: %v", formatAll(wanted))
 		}
-		l := Loaded{ID: desc.Digest}
+		l := Loaded{ID: desc.Digest, Broken: broken}
 		name := danglingPrefix + desc.Digest.String()
 		if named := archiveName(desc); named != nil {
 			l.Ref, name = reference.FamiliarString(named), dbName(named)
@@ -106,8 +107,9 @@ func formatAll(list []ocispec.Platform) []string {
 }
 
 // unpackLoaded unpacks what matches of an image whose blobs came by an archive. An
-// index may lack some of its platforms. With only, others are not kept.
-func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, match platforms.MatchComparer, only bool, report *reporter) (Image, error) {
+// index may lack some of its platforms. With only, others are not kept. broken is
+// why a layer of an image that is whole cannot be unpacked.
+func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, match platforms.MatchComparer, only bool, report *reporter) (_ Image, broken, err error) {
 	children := images.ChildrenHandler(s.content)
 	children = checkChildren(children)
 	if only {
@@ -126,10 +128,16 @@ func (s *Store) unpackLoaded(ctx context.Context, desc ocispec.Descriptor, match
 		}
 		return nil, nil
 	})
-	if err := s.unpack(ctx, images.Handlers(here, s.checkConfig(), announce(children, report)), match, report, desc); err != nil {
-		return Image{}, err
+	// First all that does not take unpacking: what fails then is not a whole image.
+	if err := images.Dispatch(ctx, images.Handlers(here, s.checkConfig(), children), nil, desc); err != nil {
+		return Image{}, nil, err
 	}
-	return s.readImage(ctx, desc, match)
+	broken = s.unpack(ctx, announce(children, report), match, report, desc)
+	if broken != nil && (ctx.Err() != nil || errors.Is(broken, unix.ENOSPC)) {
+		return Image{}, nil, broken
+	}
+	img, err := s.readImage(ctx, desc, match)
+	return img, broken, err
 }
 
 // badArchive marks what is the archive's fault.

@@ -416,7 +416,10 @@ func TestHostileImages(t *testing.T) {
 			}
 			t.Log(err)
 			empty(t, s)
-			_, err = s.Load(t.Context(), bytes.NewReader(img.archive(t, "evil:1")), nil, nil)
+			loaded, err := s.Load(t.Context(), bytes.NewReader(img.archive(t, "evil:1")), nil, nil)
+			for _, l := range loaded {
+				err = errors.Join(err, l.Broken)
+			}
 			if err == nil && name != "too deep" && name != "index is empty" {
 				t.Error("load: no error")
 			}
@@ -427,6 +430,35 @@ func TestHostileImages(t *testing.T) {
 			empty(t, s)
 		})
 	}
+}
+
+// TestLoadBroken: an image with a layer that cannot be unpacked is loaded all the same,
+// and said to be broken; no container is made from it.
+func TestLoadBroken(t *testing.T) {
+	s := open(t)
+	img := simple(t, "a")
+	img.manifest.Layers[0] = img.add(ocispec.MediaTypeImageLayerGzip, []byte("no gzip"))
+	img.seal(t)
+	loaded, err := s.Load(t.Context(), bytes.NewReader(img.archive(t, "docker.io/library/broken:1")), nil, nil)
+	if err != nil || len(loaded) != 1 || loaded[0].Broken == nil || loaded[0].Ref != "broken:1" {
+		t.Fatalf("loaded %+v, %v", loaded, err)
+	}
+	if err := s.collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Get(t.Context(), "broken:1"); err != nil || got.ID != loaded[0].ID {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if list, err := s.List(t.Context(), ListOptions{}); err != nil || len(list) != 1 {
+		t.Errorf("list: %+v, %v", list, err)
+	}
+	if _, err := s.Prepare(t.Context(), "c", "broken:1", PrepareOptions{}); err == nil {
+		t.Error("a container was made")
+	}
+	if _, err := s.Remove(t.Context(), "broken:1", RemoveOptions{}); err != nil {
+		t.Error(err)
+	}
+	empty(t, s)
 }
 
 // TestConfigFields gives every field of an image's config a wrong type in turn.

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -22,9 +21,12 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/image/inflate"
 )
 
-// Import makes an image of one layer from a tar, which may be compressed.
+// Import makes an image of one layer from a tar, which may be compressed as
+// inflate.New takes it.
 func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Image, error) {
 	ctx = s.ctx(ctx)
 	name, err := newName(opts.Ref)
@@ -37,7 +39,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Im
 	}
 	defer s.collectSoon()
 	defer done()
-	plain, err := compression.DecompressStream(cancelReader{ctx, r})
+	plain, err := inflate.New(ctx, cancelReader{ctx, r})
 	if err != nil {
 		return Image{}, fmt.Errorf("cannot read the archive: %w", err)
 	}

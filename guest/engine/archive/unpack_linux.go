@@ -2,10 +2,6 @@ package archive
 
 import (
 	"archive/tar"
-	"bufio"
-	"bytes"
-	"compress/bzip2"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -16,8 +12,9 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/guest/image/inflate"
 )
 
 // UnpackOptions say how Unpack treats what is there.
@@ -29,7 +26,7 @@ type UnpackOptions struct {
 	Owner *[2]int
 }
 
-// Unpack extracts a tar stream, which may be compressed by gzip, bzip2 or zstd,
+// Unpack extracts a tar stream, which may be compressed as inflate.New takes it,
 // into a directory of the tree. Errors in the stream are
 // errdefs.ErrInvalidArgument.
 func (t Tree) Unpack(ctx context.Context, dir string, r io.Reader, o UnpackOptions) error {
@@ -41,11 +38,11 @@ func (t Tree) Unpack(ctx context.Context, dir string, r io.Reader, o UnpackOptio
 	if info, err := d.Stat(); err != nil || !info.IsDir() {
 		return errdefs.ErrInvalidArgument.WithMessage("extraction point is not a directory")
 	}
-	plain, done, err := decompress(&cancelled{ctx, r})
+	plain, err := inflate.New(ctx, &cancelled{ctx, r})
 	if err != nil {
 		return invalid("read archive: %v", err)
 	}
-	defer done()
+	defer plain.Close()
 	in := tar.NewReader(plain)
 	u := &unpacker{t: t, dir: path.Clean("/" + dir), o: o}
 	for {
@@ -65,25 +62,6 @@ func (t Tree) Unpack(ctx context.Context, dir string, r io.Reader, o UnpackOptio
 
 func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
-}
-
-func decompress(r io.Reader) (io.Reader, func(), error) {
-	b := bufio.NewReader(r)
-	head, _ := b.Peek(4)
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(b)
-		return z, func() {}, err
-	case bytes.HasPrefix(head, []byte("BZh")):
-		return bzip2.NewReader(b), func() {}, nil
-	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(b, zstd.WithDecoderMaxMemory(64<<20), zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, z.Close, nil
-	}
-	return b, func() {}, nil
 }
 
 type unpacker struct {
