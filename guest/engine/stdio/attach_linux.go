@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-
-	"github.com/moby/term"
 )
 
 // ErrDetached is returned by Attach when the user typed the detach keys.
@@ -76,12 +74,11 @@ func (s *Set) pump(a Attachment, gone <-chan struct{}) error {
 		if len(keys) == 0 {
 			keys = DefaultDetachKeys
 		}
-		in = term.NewEscapeProxy(in, keys)
+		in = newDetachReader(in, keys)
 	}
 	_, err := io.Copy(stdinWriter{s, gone}, in)
-	var escape term.EscapeError
-	if errors.As(err, &escape) {
-		return ErrDetached
+	if errors.Is(err, ErrDetached) {
+		return err
 	}
 	if a.CloseStdin && !a.TTY {
 		s.closeStdin(gone)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -269,4 +270,58 @@ func TestAttachEndsWithContext(t *testing.T) {
 		t.Fatal("attach outlives its context")
 	}
 	set.End()
+}
+
+// FuzzTyped: what is typed before the detach keys reaches the process and nothing
+// after them does, however it is cut into reads.
+func FuzzTyped(f *testing.F) {
+	f.Add([]byte("ls\n"), []byte("\x10\x11"), []byte("rest"), uint8(3))
+	f.Add([]byte("\x10\x10"), []byte("\x10\x11"), []byte{}, uint8(1))
+	f.Add([]byte("aab"), []byte("aabaac"), []byte("aabaa"), uint8(2))
+	f.Add([]byte{}, []byte("a"), []byte("a"), uint8(0))
+	f.Fuzz(func(t *testing.T, before, keys, after []byte, cut uint8) {
+		if len(keys) == 0 || len(keys) > 16 || len(before)+len(after) > 4096 {
+			return
+		}
+		r, w := pipe(t)
+		defer r.Close()
+		s := NewSet()
+		s.SetStdin(w, nil)
+		defer s.End()
+		read := make(chan []byte, 1)
+		go func() {
+			got, _ := io.ReadAll(r)
+			read <- got
+		}()
+		typed := slices.Concat(before, keys, after)
+		if len(before) > 0 && before[0]%2 == 0 { // without the keys, as likely as not
+			typed = slices.Concat(before, keys[:len(keys)-1], after)
+		}
+		a := Attachment{Stdin: &cutReader{typed, int(cut)%7 + 1}, TTY: true, DetachKeys: keys, Interrupt: func() {}}
+		err := s.pump(a, make(chan struct{}))
+		w.Close()
+		got := <-read
+		want, detached := typed, false
+		if i := bytes.Index(typed, keys); i >= 0 {
+			want, detached = typed[:i], true
+		}
+		if !bytes.Equal(got, want) || errors.Is(err, ErrDetached) != detached || err != nil && !detached {
+			t.Errorf("of %q came %q, %v; want %q", typed, got, err, want)
+		}
+	})
+}
+
+// cutReader gives at most n bytes at a time.
+type cutReader struct {
+	p []byte
+	n int
+}
+
+func (c *cutReader) Read(p []byte) (int, error) {
+	if len(c.p) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, c.p[:min(c.n, len(c.p))])
+	c.p = c.p[n:]
+	return n, nil
 }
