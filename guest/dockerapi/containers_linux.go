@@ -12,7 +12,6 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 
 	"github.com/berthvm/berth/guest/engine"
-	"github.com/berthvm/berth/guest/engine/images"
 	"github.com/berthvm/berth/guest/engine/logfile"
 	"github.com/berthvm/berth/guest/engine/stdio"
 )
@@ -352,11 +351,9 @@ func (s *Server) containerPrune(c *call) error {
 	if err := f.Check("label", "label!", "until"); err != nil {
 		return err
 	}
-	var until time.Time
-	for _, v := range f.Values("until") {
-		if until, err = images.Until(v); err != nil {
-			return err
-		}
+	until, err := f.Until(time.Now())
+	if err != nil {
+		return err
 	}
 	ids, freed, err := s.cfg.Engine.Prune(c.Context(), engine.Matches(f, until))
 	if err != nil {

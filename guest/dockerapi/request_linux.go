@@ -135,8 +135,8 @@ func (c *call) size() (height, width uint, err error) {
 
 func (c *call) filters() (filter.Set, error) { return filter.Parse(c.query("filters")) }
 
-// moment reads a time as docker's since and until write it: seconds of the epoch
-// with up to nine decimals, or RFC 3339. Absent and "0" are zero.
+// moment reads a time as docker's since and until write it: as filter.Unix takes it,
+// or RFC 3339. Absent and "0" are zero.
 func (c *call) moment(name string) (time.Time, error) {
 	return parseMoment(name, c.query(name))
 }
@@ -148,11 +148,9 @@ func parseMoment(name, v string) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339Nano, v); err == nil {
 		return t, nil
 	}
-	whole, frac, _ := strings.Cut(v, ".")
-	secs, err := strconv.ParseInt(whole, 10, 64)
-	if err == nil && len(frac) <= 9 && strings.Trim(frac, "0123456789") == "" {
-		ns, _ := strconv.ParseInt((frac + "000000000")[:9], 10, 64)
-		return time.Unix(secs, ns), nil
+	t, err := filter.Unix(v)
+	if err != nil {
+		return time.Time{}, invalid("invalid value for %q: %v", name, err)
 	}
-	return time.Time{}, invalid("invalid value for %q: %q is no time", name, v)
+	return t, nil
 }

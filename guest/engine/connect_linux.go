@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	apinet "github.com/moby/moby/api/types/network"
@@ -166,20 +165,4 @@ func (e *Engine) forgetNetwork(ctx context.Context, networkName, name string) er
 	c.rec.Endpoints = endpoints
 	c.save(true)
 	return nil
-}
-
-// NetworkUsers is how many containers, running or not, want a network.
-func (e *Engine) NetworkUsers(name string) int {
-	e.mu.Lock()
-	list := slices.Collect(maps.Values(e.byID))
-	e.mu.Unlock()
-	n := 0
-	for _, c := range list {
-		c.mu.Lock()
-		if c.rec.Endpoints[name] != nil {
-			n++
-		}
-		c.mu.Unlock()
-	}
-	return n
 }

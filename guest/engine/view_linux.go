@@ -459,6 +459,7 @@ func (e *Engine) Count() Counts {
 type ImageUser struct {
 	ContainerID string
 	ImageID     string
+	Image       string // as the user called it
 	Manifest    string
 	Running     bool
 }
@@ -472,14 +473,14 @@ func (e *Engine) ImageUsers(ctx context.Context) ([]ImageUser, error) {
 	var out []ImageUser
 	for _, c := range all {
 		c.mu.Lock()
-		u := ImageUser{ContainerID: c.id, ImageID: c.rec.ImageID, Running: c.rec.State.Status.Alive()}
+		u := ImageUser{ContainerID: c.id, ImageID: c.rec.ImageID, Image: c.rec.Config.Image, Running: c.rec.State.Status.Alive()}
 		if c.rec.Manifest != nil {
 			u.Manifest = c.rec.Manifest.Digest.String()
 		}
 		out = append(out, u)
 		for _, m := range c.rec.Mounts {
 			if m.Type == mount.TypeImage {
-				out = append(out, ImageUser{ContainerID: c.id, ImageID: m.ImageID, Running: u.Running})
+				out = append(out, ImageUser{ContainerID: c.id, ImageID: m.ImageID, Image: m.Source, Running: u.Running})
 			}
 		}
 		c.mu.Unlock()
@@ -507,16 +508,7 @@ func (e *Engine) VolumeUsers(volume string) []string {
 
 // Matches says whether a container is selected by prune's filters.
 func Matches(f filter.Set, until time.Time) func(*Container) bool {
-	return func(c *Container) bool {
-		labels := c.rec.Config.Labels // never changed
-		if !until.IsZero() && c.rec.Created.After(until) || !f.Labels("label", labels) {
-			return false
-		}
-		for _, want := range f.Values("label!") {
-			if (filter.Set{"l": {want: true}}).Labels("l", labels) {
-				return false
-			}
-		}
-		return true
+	return func(c *Container) bool { // labels and time are never changed
+		return (until.IsZero() || !c.rec.Created.After(until)) && f.Prunes(c.rec.Config.Labels)
 	}
 }

@@ -152,8 +152,10 @@ func (s *Store) dropNames(ctx context.Context, r record, drop []images.Image) ([
 	return deleted, nil
 }
 
-// Prune removes the images without names, or all, that no container uses, and what
-// broken pulls left. It waits until the space is free.
+// Prune removes the images without names, or all names, that no container was made
+// from, and what broken pulls left. An image that a container uses keeps a name,
+// though it may not be the one that the container was made from. It waits until the
+// space is free.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	ctx = s.ctx(ctx)
 	before, err := s.DiskUsage(ctx)
@@ -169,15 +171,10 @@ func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	if err != nil {
 		return Pruned{}, err
 	}
+	wanted := opts.wanted()
 	var pruned Pruned
 	for _, img := range found {
-		if opts.Users != nil && len(opts.Users(img.ID)) > 0 {
-			continue
-		}
-		deleted, err := s.Remove(ctx, img.ID.String(), RemoveOptions{Force: true, Users: opts.Users})
-		if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
-			continue // taken into use, or removed, meanwhile
-		}
+		deleted, err := s.pruneImage(ctx, img.ID, wanted, len(opts.Users[img.ID]) > 0)
 		if err != nil {
 			return pruned, err
 		}
@@ -195,4 +192,45 @@ func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	}
 	pruned.Reclaimed = max(before.Content+before.Layers-after.Content-after.Layers, 0)
 	return pruned, nil
+}
+
+// wanted are the database's names by which containers know their images.
+func (o PruneOptions) wanted() map[string]bool {
+	out := map[string]bool{}
+	for _, refs := range o.Users {
+		for _, ref := range refs {
+			if named, err := parseRef(ref); err == nil {
+				out[dbName(named)] = true
+			}
+		}
+	}
+	return out
+}
+
+// pruneImage takes the names that are not wanted off an image, but for the last of
+// one in use, and removes an image that has none left.
+func (s *Store) pruneImage(ctx context.Context, id digest.Digest, wanted map[string]bool, used bool) ([]Deleted, error) {
+	s.tagging.Lock()
+	defer s.tagging.Unlock()
+	r, _, err := s.find(ctx, id.String())
+	if errdefs.IsNotFound(err) {
+		return nil, nil // removed meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	var drop []images.Image
+	for _, img := range r.names {
+		if !wanted[img.Name] {
+			drop = append(drop, img)
+		}
+	}
+	if used && len(drop) == len(r.names) {
+		drop = drop[:len(drop)-1]
+	}
+	deleted, err := s.dropNames(ctx, r, drop)
+	if err != nil || len(drop) < len(r.names) {
+		return deleted, err
+	}
+	return append(deleted, Deleted{Deleted: r.target.Digest}), nil
 }

@@ -474,3 +474,75 @@ func testAttestations(t *testing.T, addConfig func(*testImage, digest.Digest) oc
 		t.Errorf("save of a platform that is not here: %v", err)
 	}
 }
+
+// TestPruneNames: of the names of an image those stay that containers know it by, and
+// at least one of an image that is used at all.
+func TestPruneNames(t *testing.T) {
+	for _, tc := range []struct {
+		users string // what a container calls its image; "ID" is its ID, "" is no container
+		want  []string
+	}{
+		{"", nil},
+		{"b", []string{"b:latest"}},
+		{"docker.io/library/a:latest", []string{"a:latest"}},
+		{"ID", []string{"c:1"}},
+		{"gone:1", []string{"c:1"}},
+		{"c:1@ID", []string{"c:1"}},
+	} {
+		s := open(t)
+		img := load(t, s, simple(t, "a"), "docker.io/library/a:latest")
+		for _, name := range []string{"b", "c:1"} {
+			if _, err := s.Tag(t.Context(), "a", name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var opts PruneOptions
+		opts.All = true
+		if tc.users != "" {
+			opts.Users = map[digest.Digest][]string{img.ID: {strings.Replace(tc.users, "ID", img.ID.String(), 1)}}
+		}
+		pruned, err := s.Prune(t.Context(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left, err := s.List(t.Context(), ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, l := range left {
+			names = append(names, l.RepoTags...)
+		}
+		whole := 0
+		if tc.want == nil {
+			whole = 1
+		}
+		if !slices.Equal(names, tc.want) || len(pruned.Deleted) != 3-len(tc.want)+whole {
+			t.Errorf("used by %q: left %q, want %q; %+v", tc.users, names, tc.want, pruned)
+		}
+	}
+}
+
+// FuzzImport: no archive panics, and what becomes an image can be used.
+func FuzzImport(f *testing.F) {
+	plain := layer(f, entry{name: "d", kind: tar.TypeDir}, entry{name: "d/f", body: "x"})
+	f.Add(plain)
+	f.Add(gz(f, plain))
+	f.Add([]byte("BZh9"))
+	s := open(f)
+	f.Fuzz(func(t *testing.T, archive []byte) {
+		img, err := s.Import(t.Context(), bytes.NewReader(archive), ImportOptions{})
+		if err != nil {
+			return
+		}
+		if _, err := s.Prepare(t.Context(), "fuzz", img.ID.String(), PrepareOptions{}); err != nil {
+			t.Error(err)
+		}
+		if err := s.RemoveRootfs(t.Context(), "fuzz"); err != nil {
+			t.Error(err)
+		}
+		if _, err := s.Remove(t.Context(), img.ID.String(), RemoveOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+}

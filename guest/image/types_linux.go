@@ -147,9 +147,10 @@ type RemoveOptions struct {
 
 // PruneOptions are the options of Store.Prune.
 type PruneOptions struct {
-	All   bool        // also images with names
-	List  ListOptions // Labels, NotLabels and Until
-	Users func(id digest.Digest) []User
+	All  bool        // also images with names
+	List ListOptions // Labels, NotLabels and Until
+	// Users are the containers' names for the images that they use.
+	Users map[digest.Digest][]string
 }
 
 // Pruned is what a prune did.
@@ -222,4 +223,6 @@ type Rootfs = rootfs.Rootfs
 type Loaded struct {
 	Ref string // as docker shows it; empty when the archive has no name for it
 	ID  digest.Digest
+	// Broken is why a layer cannot be unpacked: no container can be made from it.
+	Broken error
 }

@@ -9,8 +9,10 @@ import (
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/builds"
 	imageservice "github.com/berthvm/berth/guest/engine/images"
+	networkservice "github.com/berthvm/berth/guest/engine/networks"
 	"github.com/berthvm/berth/guest/engine/volumes"
 	"github.com/berthvm/berth/guest/image"
+	"github.com/berthvm/berth/guest/network"
 	"github.com/berthvm/berth/guest/volume"
 )
 
@@ -36,6 +38,19 @@ func Volumes(t testing.TB, e *engine.Engine) *volumes.Service {
 		t.Fatal(err)
 	}
 	return volumes.New(store, e)
+}
+
+// Networks returns the service of a real manager of networks, which changes nothing
+// in the kernel: an engine's containers in a World are attached to none of them.
+func Networks(t testing.TB, e *engine.Engine) *networkservice.Service {
+	t.Helper()
+	dir := t.TempDir()
+	m, err := network.Open(context.Background(), network.Options{StateDir: dir + "/state", RunDir: dir + "/run", NetNSDir: dir + "/ns", Uplink: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return networkservice.New(m, e)
 }
 
 // Builds returns the service of a builder that has no images to build from and no

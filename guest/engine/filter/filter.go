@@ -6,13 +6,10 @@ package filter
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/containerd/errdefs"
 )
 
 // maxSize is the largest filter taken, in bytes. Clients send a few dozen.
@@ -29,7 +26,7 @@ func Parse(s string) (Set, error) {
 		return nil, nil
 	}
 	if len(s) > maxSize {
-		return nil, errdefs.ErrInvalidArgument.WithMessage("invalid filter: too long")
+		return nil, invalid("invalid filter: too long")
 	}
 	set := Set{}
 	if json.Unmarshal([]byte(s), &set) == nil {
@@ -37,7 +34,7 @@ func Parse(s string) (Set, error) {
 	}
 	var lists map[string][]string
 	if err := json.Unmarshal([]byte(s), &lists); err != nil {
-		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid filter: %v", err))
+		return nil, invalid("invalid filter: %v", err)
 	}
 	set = Set{}
 	for name, values := range lists {
@@ -60,7 +57,7 @@ func (s Set) Add(name, value string) {
 func (s Set) Check(allowed ...string) error {
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		if !slices.Contains(allowed, name) {
-			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid filter '%s'", name))
+			return invalid("invalid filter '%s'", name)
 		}
 	}
 	return nil
@@ -115,6 +112,12 @@ func (s Set) Labels(name string, labels map[string]string) bool {
 	return true
 }
 
+// Prunes matches as a prune's filters do: labels hold every value of "label", and
+// not every one of "label!".
+func (s Set) Prunes(labels map[string]string) bool {
+	return s.Labels("label", labels) && !(s.Has("label!") && s.Labels("label!", labels))
+}
+
 // Bool returns the truth value of name, or unset when it has none.
 func (s Set) Bool(name string, unset bool) (bool, error) {
 	if !s.Has(name) {
@@ -123,8 +126,7 @@ func (s Set) Bool(name string, unset bool) (bool, error) {
 	yes := s[name]["1"] || s[name]["true"]
 	no := s[name]["0"] || s[name]["false"]
 	if yes == no {
-		return false, errdefs.ErrInvalidArgument.WithMessage(
-			fmt.Sprintf("invalid filter '%s=%s'", name, strings.Join(s.Values(name), ",")))
+		return false, invalid("invalid filter '%s=%s'", name, strings.Join(s.Values(name), ","))
 	}
 	return yes, nil
 }

@@ -154,30 +154,13 @@ func listOptions(f filter.Set) (image.ListOptions, error) {
 	}
 	o.Before, o.Since = f.Values("before"), f.Values("since")
 	for _, v := range f.Values("until") {
-		t, err := Until(v)
+		t, err := filter.Set{"until": {v: true}}.Until(time.Now())
 		if err != nil {
 			return o, err
 		}
 		o.Until = append(o.Until, t)
 	}
 	return o, nil
-}
-
-// Until reads a moment as docker's filters write it: seconds of the epoch, a date,
-// or how long ago.
-func Until(v string) (time.Time, error) {
-	if d, err := time.ParseDuration(v); err == nil {
-		return time.Now().Add(-d), nil
-	}
-	if secs, err := strconv.ParseFloat(v, 64); err == nil && secs >= 0 && secs < 1<<40 {
-		return time.Unix(0, int64(secs*float64(time.Second))), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid filter 'until=%s'", v))
 }
 
 // ListOptions say what List tells of each image besides.
@@ -384,13 +367,20 @@ func (s *Service) deleted(list []image.Deleted) []apiimage.DeleteResponse {
 // Prune removes images that nobody uses: those without a name, or with
 // dangling=false in f all.
 func (s *Service) Prune(ctx context.Context, f filter.Set) (*apiimage.PruneReport, error) {
+	if err := f.Check("dangling", "label", "label!", "until"); err != nil {
+		return nil, err
+	}
 	o, err := listOptions(f)
 	if err != nil {
 		return nil, err
 	}
-	users, err := s.users(ctx)
+	used, err := s.engine.ImageUsers(ctx)
 	if err != nil {
 		return nil, err
+	}
+	users := map[digest.Digest][]string{}
+	for _, u := range used {
+		users[digest.Digest(u.ImageID)] = append(users[digest.Digest(u.ImageID)], u.Image)
 	}
 	all := o.Dangling != nil && !*o.Dangling
 	o.Dangling = nil
@@ -408,11 +398,14 @@ func (s *Service) Prune(ctx context.Context, f filter.Set) (*apiimage.PruneRepor
 func (s *Service) Load(ctx context.Context, r io.Reader, platforms []ocispec.Platform, report Report) error {
 	loaded, err := s.store.Load(ctx, r, platforms, report.progress())
 	for _, l := range loaded {
-		text := "Loaded image: " + l.Ref + "\n"
-		if l.Ref == "" {
-			text = "Loaded image ID: " + l.ID.String() + "\n"
+		text, name := "Loaded image: ", l.Ref
+		if name == "" {
+			text, name = "Loaded image ID: ", l.ID.String()
 		}
-		report(jsonstream.Message{Stream: text})
+		report(jsonstream.Message{Stream: text + name + "\n"})
+		if l.Broken != nil {
+			report(jsonstream.Message{Stream: fmt.Sprintf("Error unpacking image %s: %v\n", name, l.Broken)})
+		}
 		s.about(ctx, events.ActionLoad, l.ID.String(), l.ID.String())
 	}
 	return err

@@ -15,7 +15,6 @@ import (
 
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/filter"
-	"github.com/berthvm/berth/guest/engine/images"
 	"github.com/berthvm/berth/guest/network"
 )
 
@@ -218,28 +217,23 @@ func (s *Service) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// Prune removes the user's networks that no container wants.
+// Prune removes the user's networks that nothing is attached to. A container that
+// does not run is attached to none, though it may want one.
 func (s *Service) Prune(ctx context.Context, f filter.Set) (*apinet.PruneReport, error) {
 	if err := f.Check("label", "label!", "until"); err != nil {
 		return nil, err
 	}
-	var until time.Time
-	switch values := f.Values("until"); {
-	case len(values) > 1:
-		return nil, invalid("more than one until filter specified")
-	case len(values) == 1:
-		var err error
-		if until, err = images.Until(values[0]); err != nil {
-			return nil, err
-		}
+	until, err := f.Until(time.Now())
+	if err != nil {
+		return nil, err
 	}
-	report := &apinet.PruneReport{NetworksDeleted: []string{}}
+	report := &apinet.PruneReport{}
 	for _, n := range s.manager.List() {
-		if n.Predefined() || n.ConfigOnly || !f.Labels("label", n.Labels) || f.Has("label!") && f.Labels("label!", n.Labels) ||
+		if n.Predefined() || n.ConfigOnly || !f.Prunes(n.Labels) ||
 			!until.IsZero() && n.Created.After(until) {
 			continue
 		}
-		if s.engine.NetworkUsers(n.Name) == 0 && s.Remove(ctx, n.ID) == nil {
+		if s.Remove(ctx, n.ID) == nil {
 			report.NetworksDeleted = append(report.NetworksDeleted, n.Name)
 		}
 	}

@@ -2,7 +2,6 @@ package networks_test
 
 import (
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,18 +18,10 @@ import (
 	"github.com/berthvm/berth/guest/network"
 )
 
-// open returns the service of a manager in which nothing is ever attached, which
-// changes nothing in the kernel.
 func open(t *testing.T) (*networks.Service, *engine.Engine) {
 	t.Helper()
-	dir := t.TempDir()
-	m, err := network.Open(t.Context(), network.Options{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), NetNSDir: filepath.Join(dir, "ns"), Uplink: "none"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
 	e := enginetest.New(t).Engine()
-	return networks.New(m, e), e
+	return enginetest.Networks(t, e), e
 }
 
 func yes() *bool { v := true; return &v }
@@ -162,7 +153,7 @@ func TestListAndPrune(t *testing.T) {
 			t.Errorf("prune %v: %v, %v", pairs, report, err)
 		}
 	}
-	prune([]string{}, "until", "1h")
+	prune(nil, "until", "1h")
 	prune([]string{"one", "three"}, "label!", "keep")
 	prune([]string{"two"})
 	var got []string

@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -120,7 +119,7 @@ func (s *Service) Prune(ctx context.Context, f filter.Set) (apivolume.PruneRepor
 		return report, err
 	}
 	for _, v := range list {
-		if !all && !v.Anonymous() || !f.Labels("label", v.Labels) || notLabels(f, v.Labels) || len(s.engine.VolumeUsers(v.Name)) > 0 {
+		if !all && !v.Anonymous() || !f.Prunes(v.Labels) || len(s.engine.VolumeUsers(v.Name)) > 0 {
 			continue
 		}
 		size, _ := s.store.Size(ctx, v.Name)
@@ -131,13 +130,6 @@ func (s *Service) Prune(ctx context.Context, f filter.Set) (apivolume.PruneRepor
 	}
 	s.event(events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatUint(report.SpaceReclaimed, 10)})
 	return report, nil
-}
-
-// notLabels says whether labels hold any value of "label!".
-func notLabels(f filter.Set, labels map[string]string) bool {
-	return slices.ContainsFunc(f.Values("label!"), func(want string) bool {
-		return filter.Set{"l": {want: true}}.Labels("l", labels)
-	})
 }
 
 // DiskUsage measures all volumes.
