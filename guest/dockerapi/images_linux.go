@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -23,9 +24,7 @@ func (s *Server) images() {
 	s.handle("POST", "/images/create", s.imageCreate)
 	s.handle("POST", "/images/load", s.imageLoad)
 	s.handle("GET", "/images/get", s.imageSave)
-	s.handle("GET", "/images/search", func(*call) error {
-		return errdefs.ErrNotImplemented.WithMessage("search is not supported: Berth has no hub to ask")
-	})
+	s.handle("GET", "/images/search", s.imageSearch)
 	s.handle("POST", "/images/prune", s.imagePrune)
 	s.handle("GET", "/images/{name...}/json", s.imageInspect)
 	s.handle("GET", "/images/{name...}/get", s.imageSave)
@@ -137,6 +136,25 @@ func (s *Server) imageInspect(c *call) error {
 		return err
 	}
 	return c.reply(http.StatusOK, shaped)
+}
+
+func (s *Server) imageSearch(c *call) error {
+	limit := 0
+	if v := c.query("limit"); v != "" {
+		var err error
+		if limit, err = strconv.Atoi(v); err != nil || limit < 0 {
+			return invalid("invalid limit specified: %q", v)
+		}
+	}
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	list, err := s.cfg.Images.Search(c.Context(), c.query("term"), limit, f, c.auth())
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, list)
 }
 
 func (s *Server) imagePrune(c *call) error {

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/image/registry"
 )
 
 // Login asks a registry whether it takes credentials. server is as docker's
@@ -19,6 +21,11 @@ func (s *Store) Login(ctx context.Context, server string, auth Auth) error {
 		server = "docker.io"
 	}
 	return s.registry.Login(ctx, server, auth)
+}
+
+// Search looks for repositories, as registry.Client's Search does.
+func (s *Store) Search(ctx context.Context, term string, limit int, auth Auth) ([]registry.Found, error) {
+	return s.registry.Search(ctx, term, limit, auth)
 }
 
 // Distribution asks a registry what a reference points at, and for which platforms

@@ -16,6 +16,8 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -292,6 +294,15 @@ func TestCommitCopyPrune(t *testing.T) {
 				t.Errorf("the new image: %q", got)
 			}
 			c.ok(t, "rmi", "boxed:1")
+			c.ok(t, "network", "create", "idle")
+			c.ok(t, "create", "--name", "waits", "--network", "idle", "hello", "true")
+			if got := c.ok(t, "network", "prune", "-f"); !strings.Contains(got, "idle") {
+				t.Errorf("a network that only a container wants which does not run: %q", got)
+			}
+			c.ok(t, "tag", "hello", "other:1")
+			if got := c.ok(t, "image", "prune", "-af"); !strings.Contains(got, "untagged: other:1") || strings.Contains(got, "hello") {
+				t.Errorf("pruned images: %q", got)
+			}
 			if got := c.ok(t, "system", "df"); !strings.Contains(got, "Containers") {
 				t.Errorf("df: %q", got)
 			}
@@ -301,6 +312,44 @@ func TestCommitCopyPrune(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestImportCompressed: an archive may come as any of the compressions.
+func TestImportCompressed(t *testing.T) {
+	h := machine(t)
+	c := h.docker()
+	c.ok(t, "create", "--name", "packed", "hello")
+	t.Cleanup(func() { c.exec("rm", "packed") })
+	tar := filepath.Join(t.TempDir(), "rootfs.tar")
+	c.ok(t, "export", "-o", tar, "packed")
+	for _, program := range []string{"xz", "zstd", "gzip"} {
+		cmd := exec.Command(program, "-c", tar)
+		archive, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", program, err)
+		}
+		ref := "e2e-" + program
+		if r := c.execIn(string(archive), "import", "-", ref); r.code != 0 {
+			t.Errorf("%s: %s", program, r)
+			continue
+		}
+		if got := c.ok(t, "run", "--rm", ref, "echo", "unpacked"); got != "unpacked" {
+			t.Errorf("%s: %q", program, got)
+		}
+		c.ok(t, "rmi", ref)
+	}
+	if r := c.execIn("\xfd7zXZ\x00 and no more", "import", "-", "e2e-broken"); r.code == 0 || !strings.Contains(r.err, "xz") {
+		t.Errorf("a broken archive: %s", r)
+	}
+}
+
+// TestSearch: a search asks a hub, and where there is none, or it answers badly, says
+// so.
+func TestSearch(t *testing.T) {
+	c := machine(t).docker()
+	c.fails(t, "index.docker.io", "search", "nothing")
+	c.fails(t, "outside the range of [1, 100]", "search", "--limit", "1000", "nothing")
+	c.fails(t, "unexpected status code 404", "search", suite.registry.image("x"))
 }
 
 // TestBuiltinReturns: a built-in image that was removed comes back when it is
