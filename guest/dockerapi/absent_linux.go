@@ -19,6 +19,9 @@ func (s *Server) absent() {
 			s.handle(method, "/"+kind+"/{rest...}", noSwarm)
 		}
 	}
+	s.handle("PUT", "/volumes/{name}", func(*call) error {
+		return errdefs.ErrUnavailable.WithMessage("volume update only valid for cluster volumes, but swarm is unavailable")
+	})
 	s.handle("GET", "/plugins", func(c *call) error { return c.reply(http.StatusOK, []struct{}{}) })
 	s.handle("GET", "/plugins/{name...}/json", func(c *call) error {
 		return errdefs.ErrNotFound.WithMessage("plugin \"" + c.vars["name"] + "\" not found")

@@ -42,7 +42,7 @@ func handler(t testing.TB) (http.Handler, *enginetest.World) {
 	about := system.VersionResponse{Version: "1.2.3"}
 	about.Platform.Name = "Berth 1.2.3"
 	api := dockerapi.New(dockerapi.Config{Log: slog.New(slog.DiscardHandler), Engine: e, Images: enginetest.Images(t, e),
-		Volumes: enginetest.Volumes(t, e), Builds: enginetest.Builds(t, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
+		Networks: enginetest.Networks(t, e), Volumes: enginetest.Volumes(t, e), Builds: enginetest.Builds(t, e), Version: "1.2.3", About: about, Info: system.Info{Name: "machine"}})
 	return api, w
 }
 
@@ -307,25 +307,27 @@ func TestBadBodies(t *testing.T) {
 		code    int
 		text    string
 	}{
-		"empty":        {"POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "EOF"},
-		"not JSON":     {post("/containers/create", js, "hello"), 400, "invalid JSON"},
-		"cut":          {post("/containers/create", js, `{"Image":"img"`), 400, "invalid JSON"},
-		"two":          {post("/containers/create", js, `{"Image":"img"}{}`), 400, "unexpected content after JSON"},
-		"wrong type":   {post("/containers/create", js, `{"Image":5}`), 400, "invalid JSON"},
-		"list":         {post("/containers/create", js, `[]`), 400, "invalid JSON"},
-		"null":         {post("/containers/create", js, `null`), 400, "config cannot be empty"},
-		"no type":      {post("/containers/create", "", `{}`), 400, "Content-Type"},
-		"other type":   {post("/containers/create", "text/plain", `{}`), 400, "Content-Type"},
-		"deep":         {post("/containers/create", js, strings.Repeat(`{"a":`, 20000)), 400, "invalid JSON"},
-		"huge":         {post("/containers/create", js, `{"Image":"`+strings.Repeat("x", 5<<20)+`"}`), 400, "too large"},
-		"bad filters":  {"GET /containers/json?filters=%7B HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter"},
-		"odd filter":   {"GET /containers/json?filters=%7B%22x%22%3A%5B%22y%22%5D%7D HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter 'x'"},
-		"bad limit":    {"GET /containers/json?limit=many HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "limit"},
-		"bad since":    {"GET /events?since=then HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "since"},
-		"bad platform": {post("/containers/create?platform=%7B", js, `{"Image":"img"}`), 400, "platform"},
-		"bad wait":     {"POST /containers/x/wait?condition=never HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "condition"},
-		"dots":         {"GET /containers/../../etc/passwd/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, ""},
-		"method":       {"PATCH /version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, "page not found"},
+		"empty":               {"POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "EOF"},
+		"not JSON":            {post("/containers/create", js, "hello"), 400, "invalid JSON"},
+		"cut":                 {post("/containers/create", js, `{"Image":"img"`), 400, "invalid JSON"},
+		"two":                 {post("/containers/create", js, `{"Image":"img"}{}`), 400, "unexpected content after JSON"},
+		"wrong type":          {post("/containers/create", js, `{"Image":5}`), 400, "invalid JSON"},
+		"list":                {post("/containers/create", js, `[]`), 400, "invalid JSON"},
+		"null":                {post("/containers/create", js, `null`), 400, "config cannot be empty"},
+		"no type":             {post("/containers/create", "", `{}`), 400, "Content-Type"},
+		"other type":          {post("/containers/create", "text/plain", `{}`), 400, "Content-Type"},
+		"deep":                {post("/containers/create", js, strings.Repeat(`{"a":`, 20000)), 400, "invalid JSON"},
+		"huge":                {post("/containers/create", js, `{"Image":"`+strings.Repeat("x", 5<<20)+`"}`), 400, "too large"},
+		"bad filters":         {"GET /containers/json?filters=%7B HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter"},
+		"odd filter":          {"GET /containers/json?filters=%7B%22x%22%3A%5B%22y%22%5D%7D HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter 'x'"},
+		"bad limit":           {"GET /containers/json?limit=many HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "limit"},
+		"bad since":           {"GET /events?since=then HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "since"},
+		"bad platform":        {post("/containers/create?platform=%7B", js, `{"Image":"img"}`), 400, "platform"},
+		"bad wait":            {"POST /containers/x/wait?condition=never HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "condition"},
+		"dots":                {"GET /containers/../../etc/passwd/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, ""},
+		"a volume of a swarm": {post("/volumes/create", js, `{"Name":"x","ClusterVolumeSpec":{}}`), 503, "not a swarm manager"},
+		"update of a volume":  {strings.Replace(post("/volumes/x?version=1", js, `{}`), "POST", "PUT", 1), 503, "volume update only valid for cluster volumes, but swarm is unavailable"},
+		"method":              {"PATCH /version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, "page not found"},
 	} {
 		code, body := raw(t, socket, c.request)
 		if code != c.code || !strings.Contains(body, c.text) {

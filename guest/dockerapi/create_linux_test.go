@@ -1,13 +1,17 @@
 package dockerapi
 
 import (
+	"encoding/base64"
 	"encoding/json"
+	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	apicontainer "github.com/moby/moby/api/types/container"
 	apinet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 )
 
 // TestDecodeCreate: what a request says is what its version of the API has.
@@ -86,6 +90,50 @@ func FuzzDecodeCreate(f *testing.F) {
 		}
 		if err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v is not the client's fault", err)
+		}
+	})
+}
+
+// FuzzAuth: what a header says of who asks is read or counts as nothing.
+func FuzzAuth(f *testing.F) {
+	for _, body := range []string{`{"username":"u","password":"p"}`, `{"auth":"dTpw"}`, `{"identitytoken":"t"}`, `null`, `{`} {
+		f.Add(base64.URLEncoding.EncodeToString([]byte(body)))
+		f.Add(base64.RawURLEncoding.EncodeToString([]byte(body)))
+	}
+	f.Fuzz(func(t *testing.T, header string) {
+		c := call{Request: &http.Request{Header: http.Header{registry.AuthHeader: {header}}}}
+		c.auth()
+	})
+}
+
+// FuzzMoment: a time is the moment that it writes, or refused.
+func FuzzMoment(f *testing.F) {
+	for _, v := range []string{"0", "1", "1700000000.5", "-1.000000001", "2024-01-02T03:04:05.678Z", "1e3", ".5", "1.", "9223372036854775807.999999999"} {
+		f.Add(v)
+	}
+	f.Fuzz(func(t *testing.T, v string) {
+		m, err := parseMoment("since", v)
+		if err != nil {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%q: %v is not the client's fault", v, err)
+			}
+			return
+		}
+		if whole, err := strconv.ParseInt(v, 10, 32); err == nil && whole != 0 && m.Unix() != whole {
+			t.Errorf("%q is %v", v, m)
+		}
+	})
+}
+
+// FuzzDetachKeys: no keys but those of a terminal are taken.
+func FuzzDetachKeys(f *testing.F) {
+	for _, v := range []string{"ctrl-p,ctrl-q", "a", "ctrl-@,ctrl-[", "ctrl-,", ",", "DEL"} {
+		f.Add(v)
+	}
+	f.Fuzz(func(t *testing.T, v string) {
+		keys, err := detachKeys(v)
+		if err == nil && len(keys) != strings.Count(v, ",")+1 && v != "" {
+			t.Errorf("%q is %v", v, keys)
 		}
 	})
 }

@@ -109,6 +109,9 @@ func (s *Server) volumes() {
 		if err := c.read(&req, false); err != nil {
 			return err
 		}
+		if req.ClusterVolumeSpec != nil && c.version >= 42 {
+			return errNoSwarm
+		}
 		v, err := s.cfg.Volumes.Create(c.Context(), req)
 		if err != nil {
 			return err

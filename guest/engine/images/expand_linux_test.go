@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	apicontainer "github.com/moby/moby/api/types/container"
 )
 
@@ -68,6 +69,24 @@ func FuzzChange(f *testing.F) {
 			if !strings.Contains(kv, "=") {
 				t.Errorf("%q: env %q", line, kv)
 			}
+		}
+	})
+}
+
+// FuzzParsePlatform: a platform names what it is for, or is refused.
+func FuzzParsePlatform(f *testing.F) {
+	for _, v := range []string{"linux/amd64", "arm64/v8", `{"os":"linux","architecture":"arm"}`, `{"os.version":"1"}`, "{", "windows(1)/x", "//"} {
+		f.Add(v)
+	}
+	f.Fuzz(func(t *testing.T, v string) {
+		p, err := ParsePlatform(v)
+		switch {
+		case err != nil:
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%q: %v is not the client's fault", v, err)
+			}
+		case v != "" && (p == nil || p.OS == "" || p.Architecture == ""):
+			t.Errorf("%q is %+v", v, p)
 		}
 	})
 }

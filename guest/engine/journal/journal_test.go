@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -106,4 +107,21 @@ func TestRotation(t *testing.T) {
 	if err != nil || len(past) < 100 || !strings.HasPrefix(past[len(past)-1].Actor.ID, "299") {
 		t.Errorf("got %d events, %v", len(past), err)
 	}
+}
+
+// FuzzRead: whatever a crash left in the file, the events that are whole are told.
+func FuzzRead(f *testing.F) {
+	f.Add([]byte(`{"Type":"container","Action":"start","timeNano":5}` + "\n" + `{"Type":"cont`))
+	f.Add([]byte("null\n[]\n{\"timeNano\":\"x\"}\n"))
+	name := filepath.Join(f.TempDir(), "events")
+	f.Fuzz(func(t *testing.T, before []byte) {
+		whole := "\n" + `{"Type":"image","Action":"pull","timeNano":9223372036854775807}` + "\n"
+		if err := os.WriteFile(name, append(before, whole...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		past, err := readSince(nil, name, 0)
+		if err != nil || len(past) == 0 || past[len(past)-1].Action != events.ActionPull {
+			t.Errorf("%q: %+v, %v", before, past, err)
+		}
+	})
 }
