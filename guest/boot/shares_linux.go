@@ -73,25 +73,21 @@ func (m *machine) mountFolder(s wire.Share, target string, flags uintptr) error 
 	return nil
 }
 
-// mount9P mounts a folder that a server on one of the host's ports has. Each user
+// mount9P mounts a folder that the host serves over a stream. Each user
 // of the guest attaches by itself, and so is known to the server. Nothing is cached
 // but what a program has mapped: the host's programs change files, too.
 func (m *machine) mount9P(s wire.Share, target string, flags uintptr) error {
-	f, err := m.link.file(s.Port)
+	f, err := m.link.file(wire.PortFolderHost)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // the mount has its own reference
-	name := s.Tag
-	if s.Port == wire.PortFolderHost {
-		name = ""
-		_, err := f.Write(m.host.welcome.Secret)
-		if err == nil {
-			err = wire.WriteFrame(f, wire.FolderRequest{Tag: s.Tag})
-		}
-		if err != nil {
-			return err
-		}
+	_, err = f.Write(m.host.welcome.Secret)
+	if err == nil {
+		err = wire.WriteFrame(f, wire.FolderRequest{Tag: s.Tag})
+	}
+	if err != nil {
+		return err
 	}
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -99,7 +95,7 @@ func (m *machine) mount9P(s wire.Share, target string, flags uintptr) error {
 	}
 	var mountErr error
 	err = raw.Control(func(fd uintptr) {
-		options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=mmap,aname=%s", fd, fd, wire.Max9P, name)
+		options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=mmap", fd, fd, wire.Max9P)
 		mountErr = unix.Mount(s.Tag, target, "9p", flags, options)
 	})
 	if err := errors.Join(err, mountErr); err != nil {

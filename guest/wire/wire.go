@@ -138,10 +138,6 @@ type Share struct {
 	Path     string        `json:"path"` // on the host, absolute and clean
 	ReadOnly bool          `json:"readOnly,omitempty"`
 	Protocol ShareProtocol `json:"protocol,omitempty"`
-	// Port is the host's port with the 9P server. On PortFolderHost that is the
-	// host's own, which a FolderRequest tells the folder; another is a hypervisor's,
-	// which knows the folder by its tag as the name to attach.
-	Port uint32 `json:"port,omitempty"`
 }
 
 // ShareProtocol is how the guest gets at a folder.
@@ -150,7 +146,7 @@ type ShareProtocol string
 // The protocols.
 const (
 	ShareVirtiofs ShareProtocol = ""
-	Share9P       ShareProtocol = "9p" // 2000.L, over a stream
+	Share9P       ShareProtocol = "9p" // 2000.L, over a stream to PortFolderHost
 )
 
 // Max9P is the largest 9P message, in bytes.

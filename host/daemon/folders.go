@@ -36,7 +36,7 @@ func (d *daemon) welcomeShares() []wire.Share {
 		for _, name := range f.Names {
 			share := wire.Share{Tag: f.Tag, Path: name, ReadOnly: f.ReadOnly}
 			if f.Stream != nil {
-				share.Protocol, share.Port = wire.Share9P, wire.PortFolderHost
+				share.Protocol = wire.Share9P
 			}
 			out = append(out, share)
 		}

@@ -88,7 +88,7 @@ func TestFolderStreams(t *testing.T) {
 	if s, _ := b.follow(t); s.State != api.Running {
 		t.Fatalf("%+v", s)
 	}
-	want := wire.Share{Tag: "host0", Path: "/real", Protocol: wire.Share9P, Port: wire.PortFolderHost}
+	want := wire.Share{Tag: "host0", Path: "/real", Protocol: wire.Share9P}
 	if len(welcome.Shares) != 1 || welcome.Shares[0] != want {
 		t.Errorf("the guest was told %+v", welcome.Shares)
 	}

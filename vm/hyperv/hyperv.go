@@ -13,10 +13,9 @@
 //
 // The machine has SCSI disks, sockets and a serial port. What else the guest needs
 // goes over the sockets, and the driver tells it so on the kernel's command line:
-// see guest/wire/devices. Config.Shares are shared over Plan 9 by Windows itself, at
-// the vsock port compute.SharePort and with the user's rights. It can hide nothing in
-// them, so that Caps.Folders is not set: who has something to hide serves the folders
-// over streams.
+// see guest/wire/devices. Windows could share folders by itself, over Plan 9, but it
+// can hide nothing in them, and remembers no owners as the guest sets them. So there
+// is no device for Config.Shares: folders are served over streams.
 //
 // # Disks
 //
@@ -130,6 +129,9 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 	}
 	if err := preflight.Files(cfg, dir); err != nil {
 		return nil, err
+	}
+	if len(cfg.Shares) > 0 {
+		return nil, fmt.Errorf("share %q: machines of this driver have no device for shared folders", cfg.Shares[0].Tag)
 	}
 	for _, disk := range cfg.Disks {
 		if !disk.ReadOnly && !strings.EqualFold(filepath.Ext(disk.Path), diskSuffix) {

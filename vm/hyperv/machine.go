@@ -194,18 +194,9 @@ func (m *machine) design() compute.Design {
 	return compute.Design{
 		Name: m.cfg.Name, CPUs: m.cfg.CPUs, MemoryMiB: m.cfg.MemoryMiB &^ 1,
 		Kernel: m.cfg.Kernel, Initrd: m.cfg.Initrd, Cmdline: strings.Join(m.cmdline(), " "),
-		Shares:  m.shares(),
 		Console: compute.PipePrefix + newID() + "-console",
 		User:    m.user,
 	}
-}
-
-func (m *machine) shares() []compute.Share {
-	var shares []compute.Share
-	for _, s := range m.cfg.Shares {
-		shares = append(shares, compute.Share{Tag: s.Tag, Path: s.Path, ReadOnly: s.ReadOnly})
-	}
-	return shares
 }
 
 // cmdline is the kernel's: what the hypervisor needs, what the guest lacks, and what
@@ -530,7 +521,7 @@ func (m *machine) Listen(port uint32) (net.Listener, error) {
 		return nil, err
 	}
 	switch port {
-	case devices.RestartPort, devices.CablePort, compute.SharePort:
+	case devices.RestartPort, devices.CablePort:
 		return nil, fmt.Errorf("listen on vsock port %d: it is the driver's own", port)
 	}
 	l, err := m.hub.Listen(port)

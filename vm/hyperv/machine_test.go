@@ -311,7 +311,6 @@ func started(t *testing.T, f *fake, cfg vm.Config) *machine {
 func TestDesign(t *testing.T) {
 	f, cfg := newFake(), config(t)
 	cfg.MemoryMiB, cfg.Cmdline, cfg.Network = 1025, []string{"quiet"}, cable{}
-	cfg.Shares = []vm.Share{{Tag: "host0", Path: t.TempDir(), ReadOnly: true}}
 	disk := filepath.Join(t.TempDir(), "raw")
 	if err := os.WriteFile(disk, bytes.Repeat([]byte("x"), 5000), 0o600); err != nil {
 		t.Fatal(err)
@@ -319,7 +318,7 @@ func TestDesign(t *testing.T) {
 	cfg.Disks = []vm.Disk{{Path: disk, ReadOnly: true, Serial: "berth-root"}}
 	m := started(t, f, cfg)
 	d := f.last().design
-	if d.MemoryMiB != 1024 || d.User != "S-1-5-21-1" || len(d.Shares) != 1 || !d.Shares[0].ReadOnly {
+	if d.MemoryMiB != 1024 || d.User != "S-1-5-21-1" {
 		t.Errorf("%+v", d)
 	}
 	for _, want := range []string{devices.HyperV, devices.Cable, "berth.mac=02:00:00:00:00:01", "berth.disks=berth-root", devices.Restart, "nr_cpus=1"} {

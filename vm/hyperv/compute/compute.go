@@ -100,18 +100,17 @@ type Event struct {
 
 // Design is a machine as it shall be made. It is a value.
 type Design struct {
-	ID        string  `json:"id"` // a GUID, new for each machine
-	Name      string  `json:"name"`
-	CPUs      int     `json:"cpus"`
-	MemoryMiB int     `json:"memoryMiB"`
-	Kernel    string  `json:"kernel"`
-	Initrd    string  `json:"initrd,omitempty"`
-	Cmdline   string  `json:"cmdline"`
-	Disks     []Disk  `json:"disks,omitempty"`   // in the order of their LUNs
-	Shares    []Share `json:"shares,omitempty"`  // over Plan 9, at the vsock port SharePort
-	Console   string  `json:"console,omitempty"` // a pipe whose server is there before the machine
-	Restore   string  `json:"restore,omitempty"` // a file of OpSave's to go on from
-	User      string  `json:"user,omitempty"`    // the SID of who may use its sockets, besides administrators
+	ID        string `json:"id"` // a GUID, new for each machine
+	Name      string `json:"name"`
+	CPUs      int    `json:"cpus"`
+	MemoryMiB int    `json:"memoryMiB"`
+	Kernel    string `json:"kernel"`
+	Initrd    string `json:"initrd,omitempty"`
+	Cmdline   string `json:"cmdline"`
+	Disks     []Disk `json:"disks,omitempty"`   // in the order of their LUNs
+	Console   string `json:"console,omitempty"` // a pipe whose server is there before the machine
+	Restore   string `json:"restore,omitempty"` // a file of OpSave's to go on from
+	User      string `json:"user,omitempty"`    // the SID of who may use its sockets, besides administrators
 }
 
 // Disk is a VHDX image.
@@ -120,23 +119,12 @@ type Disk struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
-// Share is a folder of the host, which the guest mounts with its tag as aname.
-type Share struct {
-	Tag      string `json:"tag"`
-	Path     string `json:"path"`
-	ReadOnly bool   `json:"readOnly,omitempty"`
-}
-
-// SharePort is the vsock port on which the host serves a machine's shares.
-const SharePort = 564
-
 // Bounds of a design.
 const (
 	maxCPUs    = 2048
 	maxMemory  = 12 << 20 // MiB: what Hyper-V allows a machine
 	maxCmdline = 2048     // bytes: the kernel's own limit on amd64
 	maxDisks   = 64       // LUNs of a controller
-	maxShares  = 256
 	maxPath    = 4096
 )
 
@@ -170,16 +158,9 @@ func (d Design) Validate() error {
 		return fmt.Errorf("user: %q is no SID", d.User)
 	case len(d.Disks) > maxDisks:
 		return fmt.Errorf("%d disks: Hyper-V allows %d", len(d.Disks), maxDisks)
-	case len(d.Shares) > maxShares:
-		return fmt.Errorf("%d shares: %d are allowed", len(d.Shares), maxShares)
 	}
 	for _, f := range d.Files() {
 		if err := checkFile(f.Path); err != nil {
-			return err
-		}
-	}
-	for _, s := range d.Shares {
-		if err := errors.Join(vm.Share{Tag: s.Tag}.Validate(), checkFile(s.Path)); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,6 @@ func full() Design {
 	return Design{
 		ID: id, Name: "dev", CPUs: 4, MemoryMiB: 4096, Kernel: `C:\img\vmlinux`, Initrd: `C:\img\initramfs`, Cmdline: "console=ttyS0 quiet",
 		Disks:   []Disk{{Path: `C:\run\root.vhdx`, ReadOnly: true}, {Path: `C:\data\data.vhdx`}},
-		Shares:  []Share{{Tag: "host0", Path: `C:\Users\me`}, {Tag: "host1", Path: `D:\`, ReadOnly: true}},
 		Console: `\\.\pipe\berth-0123-console`, Restore: `C:\data\state`, User: user,
 	}
 }
@@ -57,8 +56,6 @@ func golden(t *testing.T, name string, document []byte) {
 func TestDocuments(t *testing.T) {
 	golden(t, "small", small().Document())
 	golden(t, "full", full().Document())
-	golden(t, "share", shareChange(full().Shares[0]))
-	golden(t, "share-readonly", shareChange(full().Shares[1]))
 	golden(t, "memory", memoryChange(1025))
 	golden(t, "save", saveOptions(`C:\state`))
 	golden(t, "shutdown", shutDownOptions())
@@ -74,10 +71,6 @@ func native(d Design) Design {
 	}
 	for i := range d.Disks {
 		d.Disks[i].Path = at(d.Disks[i].Path)
-	}
-	d.Shares = append([]Share(nil), d.Shares...)
-	for i := range d.Shares {
-		d.Shares[i].Path = at(d.Shares[i].Path)
 	}
 	if d.Restore != "" {
 		d.Restore = at(d.Restore)
@@ -104,8 +97,6 @@ func TestValidate(t *testing.T) {
 		"long cmdline": func(d *Design) { d.Cmdline = strings.Repeat("a", 4096) },
 		"disk":         func(d *Design) { d.Disks[0].Path = "" },
 		"disks":        func(d *Design) { d.Disks = make([]Disk, 65) },
-		"share":        func(d *Design) { d.Shares[0].Path = "home" },
-		"tag":          func(d *Design) { d.Shares[0].Tag = `a\b` },
 		"foreign pipe": func(d *Design) { d.Console = `\\.\pipe\lsass` },
 		"remote pipe":  func(d *Design) { d.Console = `\\server\pipe\berth-a` },
 		"nested pipe":  func(d *Design) { d.Console = `\\.\pipe\berth-..\lsass` },

@@ -211,13 +211,13 @@ func (h systemHandle) order(ctx context.Context, proc *windows.LazyProc, options
 }
 
 // modify changes the machine. With a token, the system acts as that user.
-func (h systemHandle) modify(ctx context.Context, change []byte, identity windows.Token) error {
+func (h systemHandle) modify(ctx context.Context, change []byte) error {
 	c, err := text(string(change))
 	if err != nil {
 		return err
 	}
 	_, err = operation(ctx, func(op operationHandle) error {
-		return hcall(procModify, uintptr(h), uintptr(op), uintptr(unsafe.Pointer(c)), uintptr(identity))
+		return hcall(procModify, uintptr(h), uintptr(op), uintptr(unsafe.Pointer(c)), 0)
 	})
 	return err
 }

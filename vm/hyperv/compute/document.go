@@ -46,7 +46,6 @@ type (
 		Scsi     map[string]controller
 		HvSocket hvSocket
 		ComPorts map[string]comPort `json:",omitempty"`
-		Plan9    struct{}
 	}
 	controller struct{ Attachments map[string]attachment }
 	attachment struct {
@@ -129,29 +128,6 @@ type modification struct {
 // memoryChange sets how much memory the guest has.
 func memoryChange(mib int) []byte {
 	return encode(modification{"VirtualMachine/ComputeTopology/Memory/SizeInMB", "Update", mib &^ 1})
-}
-
-// The flags of a Plan 9 share.
-const (
-	shareReadOnly      = 0x1
-	shareLinuxMetadata = 0x4 // modes and owners in extended attributes
-	shareCaseSensitive = 0x8
-)
-
-type plan9Share struct {
-	Name, AccessName, Path string
-	Port                   int
-	Flags                  int
-}
-
-// shareChange adds a share.
-func shareChange(s Share) []byte {
-	flags := shareLinuxMetadata | shareCaseSensitive
-	if s.ReadOnly {
-		flags |= shareReadOnly
-	}
-	return encode(modification{"VirtualMachine/Devices/Plan9/Shares", "Add",
-		plan9Share{Name: s.Tag, AccessName: s.Tag, Path: s.Path, Port: SharePort, Flags: flags}})
 }
 
 // saveOptions are those of a save to a file.

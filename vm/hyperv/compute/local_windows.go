@@ -20,7 +20,7 @@ import (
 func Local() Service { return local{} }
 
 // LocalAs is Local for another user, whose impersonation token it is: machines get
-// files that this user may open, and folders are shared with what this user may do.
+// files that this user may open.
 // The token stays the caller's, who keeps it for as long as a machine lives.
 func LocalAs(user windows.Token) Service { return local{user} }
 
@@ -88,7 +88,7 @@ func (l local) Create(ctx context.Context, d Design) (_ System, err error) {
 	if err := d.Validate(); err != nil {
 		return nil, err
 	}
-	s := &system{id: d.ID, shares: d.Shares, user: l.user, events: make(chan Event, 16)}
+	s := &system{id: d.ID, user: l.user, events: make(chan Event, 16)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -134,7 +134,6 @@ type system struct {
 	handle    systemHandle
 	id        string
 	runtimeID string
-	shares    []Share
 	user      windows.Token
 	forget    func()
 	granted   []string // files that the machine may open
@@ -210,7 +209,7 @@ func (s *system) Do(ctx context.Context, o Order) error {
 func (s *system) do(ctx context.Context, o Order) (err error) {
 	switch o.Op {
 	case OpStart:
-		err = s.start(ctx)
+		_, err = s.handle.order(ctx, procStart, nil)
 	case OpShutDown:
 		_, err = s.handle.order(ctx, procShutDown, shutDownOptions())
 	case OpTerminate:
@@ -222,23 +221,9 @@ func (s *system) do(ctx context.Context, o Order) (err error) {
 	case OpSave:
 		err = s.save(ctx, o.Path)
 	case OpMemory:
-		err = s.handle.modify(ctx, memoryChange(o.MemoryMiB), 0)
+		err = s.handle.modify(ctx, memoryChange(o.MemoryMiB))
 	}
 	return err
-}
-
-// start starts the machine, and shares the folders then: the server of Plan 9 is a
-// device of a machine that runs. The guest mounts them much later.
-func (s *system) start(ctx context.Context) error {
-	if _, err := s.handle.order(ctx, procStart, nil); err != nil {
-		return err
-	}
-	for _, share := range s.shares {
-		if err := s.handle.modify(ctx, shareChange(share), s.user); err != nil {
-			return fmt.Errorf("share %s: %w", share.Path, err)
-		}
-	}
-	return nil
 }
 
 // grant lets the machine open files, and returns their paths without links.

@@ -32,7 +32,6 @@ func files(t *testing.T) Design {
 	d := full()
 	d.Kernel, d.Initrd, d.Restore = filepath.Join(dir, "vmlinux"), filepath.Join(dir, "initramfs"), ""
 	d.Disks = []Disk{{Path: filepath.Join(dir, "root.vhdx"), ReadOnly: true}, {Path: filepath.Join(dir, "data.vhdx")}}
-	d.Shares = []Share{{Tag: "host0", Path: dir}}
 	for _, f := range d.Files() {
 		if err := os.WriteFile(f.Path, nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -99,7 +98,7 @@ func TestCallPath(t *testing.T) {
 		t.Errorf("an order after Close: %v", err)
 	}
 	names, lines := calls(t, trace)
-	want := "properties of the service, grant, grant, grant, grant, create, callback, properties, start, modify, modify, pause, grant, save, resume, " +
+	want := "properties of the service, grant, grant, grant, grant, create, callback, properties, start, modify, pause, grant, save, resume, " +
 		"terminate, terminate, terminate, close, revoke, revoke, revoke, revoke, revoke"
 	if got := strings.Join(names, ", "); got != want {
 		t.Errorf("calls: %s\nwant:  %s", got, want)

@@ -2,8 +2,7 @@
 // Compute System: a service of Windows makes them for the one user who has
 // installed it. The service does that and nothing else, and nothing of it is a
 // shell for the user: it takes no document of the system's but a compute.Design,
-// which it checks, gives a machine only files that the user may open, and shares
-// folders with the user's rights.
+// which it checks, and gives a machine only files that the user may open.
 //
 // # On the pipe
 //

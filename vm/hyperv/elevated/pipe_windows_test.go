@@ -69,8 +69,7 @@ func TestService(t *testing.T) {
 	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	machine, err := c.Create(t.Context(), compute.Design{ID: id, Name: "dev", CPUs: 1, MemoryMiB: 256, Kernel: kernel,
-		Shares: []compute.Share{{Tag: "host0", Path: filepath.Dir(kernel)}}})
+	machine, err := c.Create(t.Context(), compute.Design{ID: id, Name: "dev", CPUs: 1, MemoryMiB: 256, Kernel: kernel})
 	if err != nil {
 		t.Fatal(err)
 	}
