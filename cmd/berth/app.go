@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/docker/cli/cli/command"
@@ -85,6 +86,7 @@ func (a *app) start(ctx context.Context, m machine.Machine, timeout time.Duratio
 	if err := m.CheckSpace(); err != nil {
 		return api.Status{}, fmt.Errorf("cannot start machine %q: %w", m.Name, err)
 	}
+	first := !m.Exists()
 	if err := m.Create(ctx); err != nil {
 		return api.Status{}, err
 	}
@@ -112,6 +114,9 @@ func (a *app) start(ctx context.Context, m machine.Machine, timeout time.Duratio
 			return s, cause
 		}
 		return s, err
+	}
+	if first && s.Reason != "" {
+		fmt.Fprintf(a.err, "berth: note: the machine runs in %s: %s\n", strings.TrimSpace(s.Hypervisor+" "+acceleration(api.Status{Acceleration: s.Acceleration})), s.Reason)
 	}
 	if err := dockercontext.Open().Ensure(m); err != nil {
 		fmt.Fprintln(a.err, "berth: warning:", err)

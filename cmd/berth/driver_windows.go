@@ -12,8 +12,8 @@ import (
 	"github.com/berthvm/berth/vm/hyperv/elevated"
 )
 
-// newDriver picks Hyper-V, unless the user wants what only QEMU does. An elevated process
-// starts its machines itself.
+// newDriver picks Hyper-V, unless the user wants what only QEMU does, or this Windows
+// has it not, or not switched on. An elevated process starts its machines itself.
 func newDriver(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver {
 	if c.Acceleration == machine.AccelerationNone || c.Streams == machine.StreamsSerial {
 		return newQEMU(m, c, log)
@@ -22,5 +22,6 @@ func newDriver(m machine.Machine, c machine.Config, log *slog.Logger) vm.Driver 
 	if windows.GetCurrentProcessToken().IsElevated() {
 		service = compute.Local()
 	}
-	return hyperv.New(hyperv.Options{Service: service, Log: log})
+	_, absent := compute.Check()
+	return choose(m, hyperv.New(hyperv.Options{Service: service, Log: log}), newQEMU(m, c, log), absent)
 }

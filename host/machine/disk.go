@@ -71,6 +71,15 @@ func (m Machine) PrepareDisk(size int64, format DiskFormat) (path string, err er
 	return path, nil
 }
 
+// DiskFormat is the suffix of the data disk there is, by which its format is known;
+// empty when there is none.
+func (m Machine) DiskFormat() string {
+	if disks := m.disks(); len(disks) > 0 {
+		return filepath.Ext(disks[0])
+	}
+	return ""
+}
+
 // disks are the data disks there are: one, unless somebody has meddled.
 func (m Machine) disks() []string {
 	files, _ := filepath.Glob(filepath.Join(m.DataDir, diskName+".*"))
