@@ -35,8 +35,17 @@ type wiring struct {
 	image func(ctx context.Context, dir string) (daemon.Image, error)
 	// builder finds the program that builds images and runs stacks.
 	builder func() (string, error)
+	// system is what Berth has had an administrator put into the system.
+	system []installed
 	// guest fills in how the daemon reaches the guest and the guest the network.
 	guest func(*daemon.Options)
+}
+
+// installed is something of Berth's that belongs to the whole system.
+type installed struct {
+	what   string // for the user
+	there  func() bool
+	remove func(context.Context, *app) error
 }
 
 // app is one run of the program.

@@ -26,8 +26,9 @@ func (a *app) deleteCommand() *cobra.Command {
 		Short: "Delete the machine with all its containers, images and volumes",
 		Long: `Delete the machine with all its containers, images and volumes. With --all, delete
 every machine, and with them all that Berth has left on this host: its
-configuration, logs and caches, its docker contexts, and what starts the icon at
-login. Only the programs stay, for your package manager to remove.`,
+configuration, logs and caches, its docker contexts, what starts the icon at login,
+and on Windows the service. All of it is listed first. Only the programs stay, with
+the shells' completions, for your package manager to remove.`,
 		Example: "  berth delete\n  berth delete --machine work --force\n  berth delete --all",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -96,7 +97,25 @@ func (a *app) deleteAll(ctx context.Context, force bool) error {
 			return err
 		}
 	}
-	return errors.Join(tray.Dismiss(ctx, a.home), autostart.Disable(tray.LoginName(a.home)), a.home.Remove())
+	err = errors.Join(tray.Dismiss(ctx, a.home), autostart.Disable(tray.LoginName(a.home)), dockercontext.Open().RemoveBelow(a.home.Data))
+	for _, part := range a.systemLeft() {
+		if e := part.remove(ctx, a); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s is left: %w", part.what, e))
+		}
+	}
+	return errors.Join(err, a.home.Remove())
+}
+
+// systemLeft is what of Berth there is in the system, which is all homes' and goes
+// with the platform's own.
+func (a *app) systemLeft() []installed {
+	var left []installed
+	for _, part := range a.system {
+		if a.home.ID() == "" && part.there() {
+			left = append(left, part)
+		}
+	}
+	return left
 }
 
 // leftovers is what deleteAll removes, in the user's words.
@@ -113,10 +132,11 @@ func (a *app) leftovers(machines []machine.Machine) []string {
 		}
 		list = append(list, what)
 	}
-	for _, m := range machines {
-		if dockercontext.Open().Has(m) {
-			list = append(list, fmt.Sprintf("docker context %q", m.ContextName()))
-		}
+	for _, name := range dockercontext.Open().Below(a.home.Data) {
+		list = append(list, fmt.Sprintf("docker context %q", name))
+	}
+	for _, part := range a.systemLeft() {
+		list = append(list, part.what)
 	}
 	if tray.Shown(a.home) {
 		list = append(list, "the icon in the status area")

@@ -74,6 +74,14 @@ func fake() wiring {
 		}
 		return findBuilder()
 	}
+	w.system = []installed{{
+		what: "a service of the fake system",
+		there: func() bool {
+			_, err := os.Stat(os.Getenv("BERTH_FAKE_SERVICE"))
+			return err == nil
+		},
+		remove: func(context.Context, *app) error { return os.Remove(os.Getenv("BERTH_FAKE_SERVICE")) },
+	}}
 	w.guest = func(o *daemon.Options) {
 		reachGuest(o)
 		o.Network = func(context.Context) (daemon.Network, error) { return fakeguest.Network{}, nil }

@@ -81,17 +81,21 @@ func (a *app) serviceUninstall() *cobra.Command {
 				fmt.Fprintln(a.err, "The service is not installed.")
 				return nil
 			}
-			if !isElevated() {
-				fmt.Fprintln(a.err, "Windows will ask whether Berth may make changes: it removes its service.")
-				return a.elevate(cmd.Context(), []string{"service", "uninstall"}, false)
-			}
-			if err := elevated.Uninstall(); err != nil {
-				return err
-			}
-			fmt.Fprintln(a.err, "The service is removed.")
-			return nil
+			return a.uninstallService(cmd.Context())
 		},
 	}
+}
+
+func (a *app) uninstallService(ctx context.Context) error {
+	if !isElevated() {
+		fmt.Fprintln(a.err, "Windows will ask whether Berth may make changes: it removes its service.")
+		return a.elevate(ctx, []string{"service", "uninstall"}, false)
+	}
+	if err := elevated.Uninstall(); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.err, "The service is removed.")
+	return nil
 }
 
 func (a *app) serviceStatus() *cobra.Command {
@@ -188,6 +192,22 @@ func (a *app) elevate(ctx context.Context, args []string, installed bool) error 
 		case <-time.After(300 * time.Millisecond):
 		}
 	}
+}
+
+// systemParts are what an administrator has installed for Berth.
+func systemParts() []installed {
+	what := "the service that starts virtual machines (Windows will ask for an administrator's consent)"
+	if dir, err := elevated.ProgramDir(); err == nil {
+		what += ": " + dir
+	}
+	return []installed{{
+		what: what,
+		there: func() bool {
+			s, err := elevated.Query()
+			return err == nil && s.Installed
+		},
+		remove: func(ctx context.Context, a *app) error { return a.uninstallService(ctx) },
+	}}
 }
 
 // giveBack makes the directory and what is in it the user's again.

@@ -24,6 +24,7 @@ func production() wiring {
 		driver:  newDriver,
 		image:   openImage,
 		builder: findBuilder,
+		system:  systemParts(),
 		guest:   reachGuest,
 	}
 }

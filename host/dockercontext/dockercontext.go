@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,12 +96,6 @@ func (c *Contexts) works(name string) bool {
 	return err == nil && listens(hostOf(meta))
 }
 
-// Has reports whether there is a context that this machine made.
-func (c *Contexts) Has(m machine.Machine) bool {
-	meta, err := c.store.GetMetadata(m.ContextName())
-	return err == nil && markOf(meta) == m.DataDir
-}
-
 // Remove removes the machine's context. If it was the current one, docker goes
 // back to its default.
 func (c *Contexts) Remove(m machine.Machine) error {
@@ -114,6 +110,36 @@ func (c *Contexts) Remove(m machine.Machine) error {
 	if markOf(meta) != m.DataDir {
 		return nil
 	}
+	return c.remove(name)
+}
+
+// Below lists the contexts that the machines of a home have made whose data is below
+// a directory, also of machines that are gone, in order.
+func (c *Contexts) Below(data string) []string {
+	var names []string
+	all, err := c.store.List()
+	if err != nil {
+		return nil // as docker: what it cannot read is not there
+	}
+	for _, meta := range all {
+		if mark := markOf(meta); mark != "" && filepath.Dir(mark) == data {
+			names = append(names, meta.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// RemoveBelow removes those.
+func (c *Contexts) RemoveBelow(data string) error {
+	var errs []error
+	for _, name := range c.Below(data) {
+		errs = append(errs, c.remove(name))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Contexts) remove(name string) error {
 	if file, err := config.Load(config.Dir()); err == nil && file.CurrentContext == name {
 		file.CurrentContext = ""
 		if err := file.Save(); err != nil {

@@ -3,8 +3,10 @@ package dockercontext
 import (
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/docker/cli/cli/command"
@@ -182,5 +184,34 @@ func TestOtherHome(t *testing.T) {
 	listen(t, f.m.DockerAddress())
 	if err := f.Ensure(other); !errors.Is(err, ErrTaken) {
 		t.Errorf("the other runs: %v", err)
+	}
+}
+
+// TestBelow finds the contexts of a home, also of a machine whose files are gone, and
+// leaves others alone.
+func TestBelow(t *testing.T) {
+	f := newFixture(t)
+	other := newMachine(t)
+	if err := errors.Join(f.Ensure(f.m), f.store.CreateOrUpdate(store.Metadata{Name: "remote"})); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(f.m.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Dir(f.m.DataDir)
+	if got := f.Below(data); !slices.Equal(got, []string{"berth"}) {
+		t.Errorf("Below() = %q", got)
+	}
+	if err := f.RemoveBelow(filepath.Dir(other.DataDir)); err != nil || len(f.Below(data)) != 1 {
+		t.Errorf("another home's removal: %v", err)
+	}
+	if err := f.RemoveBelow(data); err != nil || len(f.Below(data)) != 0 {
+		t.Errorf("RemoveBelow: %v", err)
+	}
+	if _, err := f.store.GetMetadata("remote"); err != nil {
+		t.Errorf("a context of the user's: %v", err)
+	}
+	if file, err := config.Load(config.Dir()); err != nil || file.CurrentContext != "" {
+		t.Errorf("the current context is %q, %v", file.CurrentContext, err)
 	}
 }
