@@ -104,8 +104,8 @@ func main() {
 `
 
 // BenchmarkShare compares small files and sequential IO on a host folder with
-// QEMU's own 9p in the same VM, with virtiofsd where there is one, and with the
-// VM's own disk.
+// QEMU's own 9p in the same VM, with virtiofsd where there is one, with the VM's own
+// disk, and with Berth's 9P, as hosts without vhost-user have it, in a VM beside.
 func BenchmarkShare(b *testing.B) {
 	needVM(b)
 	dir, err := os.MkdirTemp("", "berth-bench-")
@@ -132,17 +132,30 @@ func BenchmarkShare(b *testing.B) {
 	share := c.ok(b, "ssh", "--", "ls -d /run/berth/share/host*"+strings.TrimPrefix(dir, os.TempDir()))
 	c.ok(b, "ssh", "--", "mkdir -p /tmp/9p /tmp/virtiofsd /var/lib/berth/bench && cp "+share+"/work /tmp/work-bin && "+
 		"mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 ninep /tmp/9p")
-	places := []struct{ name, dir string }{{"share", share + "/a"}, {"9p", "/tmp/9p/b"}, {"disk", "/var/lib/berth/bench"}}
-	if h.berth().exec("ssh", "--", "mount -t virtiofs virtiofsd /tmp/virtiofsd").code == 0 {
-		places = append(places, struct{ name, dir string }{"virtiofsd", "/tmp/virtiofsd/c"})
+	type place struct {
+		name, dir string
+		in        cli
+	}
+	places := []place{{"share", share + "/a", c}, {"9p", "/tmp/9p/b", c}, {"disk", "/var/lib/berth/bench", c}}
+	if c.exec("ssh", "--", "mount -t virtiofs virtiofsd /tmp/virtiofsd").code == 0 {
+		places = append(places, place{"virtiofsd", "/tmp/virtiofsd/c", c})
 	} else {
 		fmt.Println("no virtiofsd to compare with")
 	}
+	beside := ownHome(b)
+	write(b, filepath.Join(beside.dir, "berth", "config", "default.yaml"), "streams: serial\n")
+	if err := beside.boot(); err != nil {
+		b.Fatal(err)
+	}
+	serial := beside.berth()
+	serial.ok(b, "run", "--rm", "-v", dir+":/x", "hello", "true")
+	serial.ok(b, "ssh", "--", "cp "+share+"/work /tmp/work-bin")
+	places = append(places, place{"Berth's 9P", share + "/d", serial})
 	times := map[string]map[string][]time.Duration{}
 	var works []string
 	for range 3 {
 		for _, place := range places {
-			for line := range strings.Lines(c.ok(b, "ssh", "--", "/tmp/work-bin "+place.dir)) {
+			for line := range strings.Lines(place.in.ok(b, "ssh", "--", "/tmp/work-bin "+place.dir)) {
 				work, ns, _ := strings.Cut(strings.TrimSpace(line), " ")
 				n, err := strconv.ParseInt(ns, 10, 64)
 				if err != nil {
@@ -163,7 +176,7 @@ func BenchmarkShare(b *testing.B) {
 		for _, place := range places[1:] {
 			theirs := ms(median(times[work][place.name]))
 			fmt.Printf(", %s %8.1f ms (%.2f)", place.name, theirs, theirs/ours)
-			b.ReportMetric(theirs/ours, work+"-"+place.name+"/share")
+			b.ReportMetric(theirs/ours, work+"-"+strings.ReplaceAll(place.name, " ", "-")+"/share")
 		}
 		fmt.Println()
 	}

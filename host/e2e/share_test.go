@@ -49,8 +49,9 @@ func (c cli) sh(t testing.TB, dir, script string) string {
 	return c.ok(t, "run", "--rm", "-v", dir+":/src", "-w", "/src", "hello", "sh", "-ec", script)
 }
 
-func TestShare(t *testing.T) {
-	h := machine(t)
+func TestShare(t *testing.T) { shareWorks(t, machine(t)) }
+
+func shareWorks(t *testing.T, h *home) {
 	for _, c := range h.clients() {
 		t.Run(c.name, func(t *testing.T) {
 			dir := project(t, map[string]string{"a": "from the host", "sub/deep/b": "deep"})
@@ -78,8 +79,9 @@ func TestShare(t *testing.T) {
 	}
 }
 
-func TestShareRefused(t *testing.T) {
-	h := machine(t)
+func TestShareRefused(t *testing.T) { shareRefused(t, machine(t)) }
+
+func shareRefused(t *testing.T, h *home) {
 	const missing = "bind source path does not exist: "
 	for _, c := range h.clients() {
 		t.Run(c.name, func(t *testing.T) {
@@ -110,8 +112,9 @@ func TestShareRefused(t *testing.T) {
 
 // TestShareLinks: links lead where they lead on the host, as far as that is
 // shared, and never to the host from inside a container.
-func TestShareLinks(t *testing.T) {
-	h := machine(t)
+func TestShareLinks(t *testing.T) { shareLinks(t, machine(t)) }
+
+func shareLinks(t *testing.T, h *home) {
 	c := h.berth()
 	dir := project(t, map[string]string{"real/file": "text"})
 	write(t, filepath.Join(h.dir, "secret"), "of the host")
@@ -142,8 +145,9 @@ func TestShareLinks(t *testing.T) {
 }
 
 // TestShareHidesBerth: no guest may see its own disk, keys and configuration.
-func TestShareHidesBerth(t *testing.T) {
-	h := machine(t)
+func TestShareHidesBerth(t *testing.T) { shareHidesBerth(t, machine(t)) }
+
+func shareHidesBerth(t *testing.T, h *home) {
 	c := h.berth()
 	s := h.status(t)
 	out := c.ok(t, "run", "--rm", "-v", h.dir+":/x", "-v", "/tmp:/tmp", "hello", "sh", "-c", "find /x/berth; ls -d "+filepath.Dir(s.DockerSocket)+
@@ -163,8 +167,9 @@ func TestShareHidesBerth(t *testing.T) {
 	}
 }
 
-func TestShareFiles(t *testing.T) {
-	h := machine(t)
+func TestShareFiles(t *testing.T) { shareFiles(t, machine(t)) }
+
+func shareFiles(t *testing.T, h *home) {
 	c := h.berth()
 	dir := project(t, nil)
 	odd := []string{"with space", "ünïcode", "new\nline", "latin-\xe9", "-dash", strings.Repeat("x", 255)}
@@ -195,13 +200,15 @@ func TestShareFiles(t *testing.T) {
 
 // TestShareOwners: chown and chmod are remembered, also by a machine that was
 // switched off, and the host's user keeps its files.
-func TestShareOwners(t *testing.T) {
-	h := machine(t)
+func TestShareOwners(t *testing.T) { shareOwners(t, machine(t), 0o4751) }
+
+// shareOwners gives a file a mode with a set-id bit; mode is what is remembered.
+func shareOwners(t *testing.T, h *home, mode int) {
 	c := h.berth()
 	dir := project(t, map[string]string{"f": "text"})
 	c.sh(t, dir, "chown 999:888 f; chmod 4751 f; mkdir d; chown 999 d; chmod 700 d")
 	c.ok(t, "run", "--rm", "-u", "1234:1234", "-v", dir+":/src", "hello", "touch", "/src/mine")
-	const want = "999:888 4751\n999:0 700\n1234:1234"
+	want := fmt.Sprintf("999:888 %o\n999:0 700\n1234:1234", mode)
 	look := func() string { return c.sh(t, dir, "stat -c '%u:%g %a' f d; stat -c %u:%g mine") }
 	if got := look(); got != want {
 		t.Errorf("owners are %q, want %q", got, want)
@@ -283,8 +290,9 @@ func TestShareConfig(t *testing.T) {
 
 // TestShareCopy copies into and out of the folders of a container that does not
 // run, and whose mounts' places are not there yet.
-func TestShareCopy(t *testing.T) {
-	h := machine(t)
+func TestShareCopy(t *testing.T) { shareCopy(t, machine(t)) }
+
+func shareCopy(t *testing.T, h *home) {
 	for _, c := range h.clients() {
 		t.Run(c.name, func(t *testing.T) {
 			dir := project(t, map[string]string{"rw/f": "text", "ro/f": "text", "file": "single"})
