@@ -144,6 +144,9 @@ func headline(k Known) string {
 		if s.Engine != nil && !s.Engine.Running {
 			return name + "'s engine is being restarted"
 		}
+		if s.Paused {
+			return name + " is paused"
+		}
 		if n := len(k.Snapshot.Containers); n > 0 {
 			return fmt.Sprintf("%s is running, %s", name, plural(n, "container"))
 		}

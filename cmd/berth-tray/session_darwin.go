@@ -1,4 +1,4 @@
-//go:build !linux && (!darwin || cgo)
+//go:build darwin && cgo
 
 package main
 
@@ -11,5 +11,5 @@ import (
 // session has nothing to check: the desktop is always there.
 func session(context.Context, func()) error { return nil }
 
-// menuOpened tells when the menu is opened. On Windows the library never says it.
+// menuOpened tells when the menu is opened.
 func menuOpened(context.Context) <-chan struct{} { return systray.TrayOpenedCh }
