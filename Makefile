@@ -26,6 +26,8 @@ REGISTRY    := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 BUILDX      := github.com/docker/buildx
 
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+# What is built for hosts that are not Linux.
+ON_HOSTS  := ./cmd/berth ./cmd/berth-tray ./host/... ./vm/... ./guest/wire/...
 IN_VM     := -exec "$(CURDIR)/scripts/invm"
 
 .PHONY: help
@@ -90,6 +92,7 @@ check: tools typecheck-darwin ## vet for every platform, staticcheck, formatting
 	@go run ./scripts/typecheck -platforms "$$(tr ' ' , <<<'$(PLATFORMS)')" ./cmd/berth-build
 	@scripts/step "staticcheck"
 	@bin/tools/staticcheck -checks inherit,-ST1005 ./... # docker's messages are capitalized
+	@for os in darwin windows; do scripts/step "staticcheck $$os"; GOOS=$$os bin/tools/staticcheck -checks inherit,-ST1005 $(ON_HOSTS); done
 
 .PHONY: typecheck-darwin
 typecheck-darwin: ## type-check what is built with cgo on a Mac, on any host

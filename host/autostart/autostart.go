@@ -6,7 +6,6 @@ package autostart
 
 import (
 	"encoding/xml"
-	"os"
 	"path/filepath"
 	"strings"
 )
@@ -154,19 +153,4 @@ func windowsQuote(arg string) string {
 	b.WriteString(strings.Repeat(`\`, 2*slashes))
 	b.WriteByte('"')
 	return b.String()
-}
-
-// writeEntry puts an entry's file in place.
-func writeEntry(file string, body []byte) error {
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(file, body, 0o644)
-}
-
-func removeEntry(file string) error {
-	if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
-		return err
-	}
-	return nil
 }

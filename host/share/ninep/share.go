@@ -139,16 +139,6 @@ func (s *Share) Serve(conn net.Conn) error {
 	return p9.NewServer(attacher{s, g}).Handle(g, g)
 }
 
-// withRoot opens the share's folder for the call of do.
-func (s *Share) withRoot(do func(*os.File) error) error {
-	h, err := s.root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	return do(h)
-}
-
 // Close ends the sharing and all guests' connections.
 func (s *Share) Close() error {
 	s.mu.Lock()

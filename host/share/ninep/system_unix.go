@@ -107,3 +107,13 @@ func errno(err error) error {
 	}
 	return linux.ExtractErrno(err)
 }
+
+// withRoot opens the share's folder for the call of do.
+func (s *Share) withRoot(do func(*os.File) error) error {
+	h, err := s.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return do(h)
+}
