@@ -252,6 +252,14 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// CheckMemory refuses what a Ballooner cannot leave the guest.
+func (c Config) CheckMemory(mebibytes int) error {
+	if mebibytes < 1 || mebibytes > c.MemoryMiB {
+		return fmt.Errorf("memory: %d MiB: machine %q has 1 to %d", mebibytes, c.Name, c.MemoryMiB)
+	}
+	return nil
+}
+
 func validName(s string) bool {
 	if s == "" || len(s) > 64 || s[0] == '-' {
 		return false

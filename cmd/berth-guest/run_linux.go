@@ -107,6 +107,7 @@ func run(ctx context.Context, cfg config) error {
 	if berr := p.builder.Close(); berr != nil {
 		cfg.log.Error("shutdown", "error", berr)
 	}
+	p.builder = nil // closed
 	if serr := p.engine.Shutdown(context.WithoutCancel(ctx)); serr != nil {
 		cfg.log.Error("shutdown", "error", serr)
 	}

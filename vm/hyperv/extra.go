@@ -56,8 +56,8 @@ func (m *machine) Save(ctx context.Context, path string) error {
 
 // SetMemory implements vm.Ballooner.
 func (m *machine) SetMemory(ctx context.Context, mebibytes int) error {
-	if mebibytes < 1 || mebibytes > m.cfg.MemoryMiB {
-		return fmt.Errorf("memory: %d MiB: machine %q has 1 to %d", mebibytes, m.cfg.Name, m.cfg.MemoryMiB)
+	if err := m.cfg.CheckMemory(mebibytes); err != nil {
+		return err
 	}
 	return m.await(ctx, "change the memory of", func() error {
 		return m.do(ctx, compute.Order{Op: compute.OpMemory, MemoryMiB: mebibytes})

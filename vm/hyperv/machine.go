@@ -461,23 +461,7 @@ func (m *machine) gone() error { return m.life.Gone(dieWithin+compactWithin, "Hy
 // Stop implements vm.Machine. Its power button is Hyper-V's integration service,
 // which the guest hears once its modules are loaded.
 func (m *machine) Stop(ctx context.Context) error {
-	if err := m.life.Open(); err != nil {
-		return err
-	}
-	if m.life.State() == life.Created {
-		return nil
-	}
-	for ctx.Err() == nil {
-		m.press(ctx)
-		select {
-		case <-m.life.Done():
-			return nil
-		case <-ctx.Done():
-		case <-time.After(pressEvery):
-		}
-	}
-	m.plug.Pull(vm.ErrKilled)
-	return m.gone()
+	return m.life.SwitchOff(ctx, m.plug, pressEvery, m.press, m.gone)
 }
 
 func (m *machine) press(ctx context.Context) {

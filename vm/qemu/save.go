@@ -180,8 +180,8 @@ func (m *machine) load(ctx context.Context, mon *monitor, path string) error {
 
 // SetMemory implements vm.Ballooner.
 func (m *machine) SetMemory(ctx context.Context, mebibytes int) error {
-	if mebibytes < 1 || mebibytes > m.cfg.MemoryMiB {
-		return fmt.Errorf("memory: %d MiB: machine %q has 1 to %d", mebibytes, m.cfg.Name, m.cfg.MemoryMiB)
+	if err := m.cfg.CheckMemory(mebibytes); err != nil {
+		return err
 	}
 	if err := m.life.Up(); err != nil {
 		return err

@@ -318,27 +318,11 @@ func (m *machine) gone() error { return m.life.Gone(dieWithin, "Virtualization.f
 
 // Stop implements vm.Machine.
 func (m *machine) Stop(ctx context.Context) error {
-	if err := m.life.Open(); err != nil {
-		return err
-	}
-	if m.life.State() == life.Created {
-		return nil
-	}
-	for ctx.Err() == nil {
-		m.press()
-		select {
-		case <-m.life.Done():
-			return nil
-		case <-ctx.Done():
-		case <-time.After(pressEvery):
-		}
-	}
-	m.plug.Pull(vm.ErrKilled)
-	return m.gone()
+	return m.life.SwitchOff(ctx, m.plug, pressEvery, m.press, m.gone)
 }
 
 // press presses the power button. The framework answers at once.
-func (m *machine) press() {
+func (m *machine) press(context.Context) {
 	if m.life.Up() != nil {
 		return
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/berthvm/berth/vm"
 )
 
 // Plug is how a machine is made to end by whoever does not wait for that: Pull says
@@ -69,6 +71,28 @@ func (l *Life) Gone(within time.Duration, hypervisor string) error {
 	case <-time.After(within):
 		return fmt.Errorf("%s does not end the machine although it was told to", hypervisor)
 	}
+}
+
+// SwitchOff is Stop of a machine that has a plug: its power button is pressed again and
+// again, and the plug is pulled when ctx ends. gone waits for the end that follows.
+func (l *Life) SwitchOff(ctx context.Context, p *Plug, every time.Duration, press func(context.Context), gone func() error) error {
+	if err := l.Open(); err != nil {
+		return err
+	}
+	if l.State() == Created {
+		return nil
+	}
+	for ctx.Err() == nil {
+		press(ctx)
+		select {
+		case <-l.Done():
+			return nil
+		case <-ctx.Done():
+		case <-time.After(every):
+		}
+	}
+	p.Pull(vm.ErrKilled)
+	return gone()
 }
 
 // Await runs a call to the hypervisor that runs the machine, for as long as ctx
