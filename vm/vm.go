@@ -181,6 +181,32 @@ type Network interface {
 	ServeDatagram(ctx context.Context, conn net.Conn) error
 }
 
+// OffloadNetwork is found by assertion on a Network: a driver whose network device
+// runs in this process plugs it in here, for packets that need not be cut to the
+// cable's MTU.
+type OffloadNetwork interface {
+	// Plug connects a device. The network calls send with a frame for the guest, in
+	// pieces, and what the frame leaves to the receiver; neither is kept, and send
+	// does not block. The device calls receive with a frame of the guest's, complete
+	// or with the same work left, which is not kept either, from one goroutine at a
+	// time. After unplug, which waits for nothing, send is not called any more. A
+	// cable has two ends: it is an error while something else is plugged in.
+	Plug(send func(off Offload, frame [][]byte)) (receive func(frame []byte), unplug func(), err error)
+}
+
+// Offload is what a frame leaves to its receiver, in the terms of virtio 1.2,
+// section 5.1.6. The zero value is nothing.
+type Offload struct {
+	// Checksum says that the transport's checksum is that of the pseudo header only:
+	// it has to cover the bytes from ChecksumStart on, and stands ChecksumOffset
+	// bytes behind that.
+	Checksum                      bool
+	ChecksumStart, ChecksumOffset uint16
+	// Segment is not 0 for a frame of TCP over IPv4 that is to be cut: the most bytes
+	// of data in each piece. Header is the length of all headers, Ethernet's included.
+	Segment, Header uint16
+}
+
 // Share is a folder of the host that the guest mounts by its tag. A driver whose
 // hypervisor serves folders itself uses Path and ReadOnly, the others attach
 // Server to a device.

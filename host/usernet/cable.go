@@ -10,10 +10,14 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/berthvm/berth/vm"
 )
 
 const (
@@ -37,25 +41,26 @@ type card interface {
 
 // cable carries frames between the stack's network card and the guest's device.
 type cable struct {
-	guestMAC tcpip.LinkAddress
-	guestIP  tcpip.Address
-	mtu      int
-	card     card
+	guestMAC           tcpip.LinkAddress
+	guestIP, gatewayIP tcpip.Address
+	mtu                int
+	card               card
 
-	mu     sync.Mutex // one frame at a time is sent
-	conn   net.Conn   // nil while nothing is plugged in
+	mu     sync.Mutex                 // one frame at a time is sent
+	conn   net.Conn                   // nil unless it is plugged in
+	send   func(vm.Offload, [][]byte) // likewise: a device that takes work over
 	stream bool
 	buf    []byte
 }
 
 func newCable(mac net.HardwareAddr, ip netip.Addr, mtu int, c card) *cable {
-	return &cable{guestMAC: tcpip.LinkAddress(mac), guestIP: tcpip.AddrFrom4(ip.As4()), mtu: mtu, card: c}
+	return &cable{guestMAC: tcpip.LinkAddress(mac), guestIP: tcpip.AddrFrom4(ip.As4()), gatewayIP: tcpip.AddrFrom4(Gateway.As4()), mtu: mtu, card: c}
 }
 
 func (c *cable) plug(conn net.Conn, stream bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn != nil {
+	if c.conn != nil || c.send != nil {
 		return errBusy
 	}
 	c.conn, c.stream = conn, stream
@@ -65,7 +70,25 @@ func (c *cable) plug(conn net.Conn, stream bool) error {
 func (c *cable) unplug() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conn = nil
+	c.conn, c.send = nil, nil
+}
+
+// plugDevice plugs in a device of this process.
+func (c *cable) plugDevice(send func(vm.Offload, [][]byte)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil || c.send != nil {
+		return errBusy
+	}
+	c.send = send
+	return nil
+}
+
+// offloads reports whether what is plugged in cuts segments and makes checksums.
+func (c *cable) offloads() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.send != nil
 }
 
 // serveStream reads frames, each behind its length, until conn fails.
@@ -124,7 +147,7 @@ func (c *cable) receive(frame []byte) {
 }
 
 // accept reports whether a frame is one that an honest guest sends to the
-// gateway or to all: ARP, or IPv4 from the guest's own address.
+// gateway or to all: ARP, or IPv4.
 func (c *cable) accept(frame []byte) (tcpip.NetworkProtocolNumber, bool) {
 	if len(frame) < header.EthernetMinimumSize {
 		return 0, false
@@ -141,12 +164,19 @@ func (c *cable) accept(frame []byte) (tcpip.NetworkProtocolNumber, bool) {
 	case header.ARPProtocolNumber:
 		return header.ARPProtocolNumber, header.ARP(payload).IsValid()
 	case header.IPv4ProtocolNumber:
-		if len(payload) < header.IPv4MinimumSize || header.IPv4(payload).SourceAddress() != c.guestIP {
-			return 0, false
-		}
-		return header.IPv4ProtocolNumber, true
+		return header.IPv4ProtocolNumber, c.acceptIPv4(payload)
 	}
 	return 0, false
+}
+
+// acceptIPv4 reports whether a packet is from the guest's own address or, as a part
+// of a connection that the host has made, from a container.
+func (c *cable) acceptIPv4(packet []byte) bool {
+	if len(packet) < header.IPv4MinimumSize {
+		return false
+	}
+	ip := header.IPv4(packet)
+	return ip.SourceAddress() == c.guestIP || ip.DestinationAddress() == c.gatewayIP && ip.TransportProtocol() == tcp.ProtocolNumber
 }
 
 // DeliverNetworkPacket sends a frame of the stack's to the guest. It blocks while
@@ -154,6 +184,10 @@ func (c *cable) accept(frame []byte) (tcpip.NetworkProtocolNumber, bool) {
 func (c *cable) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.send != nil {
+		c.send(offload(pkt), pkt.AsSlices())
+		return
+	}
 	if c.conn == nil {
 		return
 	}
@@ -171,4 +205,42 @@ func (c *cable) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.P
 		}
 		c.conn.Close() // the reader ends, and says why
 	}
+}
+
+// offload is what the stack has left to do in a packet. It leaves something only in
+// TCP's, whose route had offloads when the connection was made.
+func offload(pkt *stack.PacketBuffer) vm.Offload {
+	o := pkt.GSOOptions
+	if o.Type != stack.GSOTCPv4 {
+		return vm.Offload{}
+	}
+	off := vm.Offload{Header: uint16(pkt.HeaderSize())}
+	if o.NeedsCsum {
+		off.Checksum, off.ChecksumStart, off.ChecksumOffset = true, header.EthernetMinimumSize+o.L3HdrLen, o.CsumOffset
+	}
+	if pkt.Data().Size() > int(o.MSS) {
+		off.Segment = o.MSS
+	}
+	return off
+}
+
+// maxSegment is the longest segment that is left to a device to cut, in bytes with
+// its headers: IPv4 has 16 bits for the length.
+const maxSegment = 60 << 10
+
+// networkCard is gvisor-tap-vsock's, with the offloads of what is plugged in.
+type networkCard struct {
+	*tap.LinkEndpoint
+	cable *cable
+}
+
+// GSOMaxSize implements stack.GSOEndpoint.
+func (networkCard) GSOMaxSize() uint32 { return maxSegment }
+
+// SupportedGSO implements stack.GSOEndpoint.
+func (c networkCard) SupportedGSO() stack.SupportedGSO {
+	if c.cable.offloads() {
+		return stack.HostGSOSupported
+	}
+	return stack.GSONotSupported
 }

@@ -32,9 +32,11 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -43,6 +45,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"github.com/berthvm/berth/guest/wire"
+	"github.com/berthvm/berth/vm"
 )
 
 // The network's addresses.
@@ -139,17 +142,20 @@ func (n *Network) makeStack() error {
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
 	})
+	// The wire is memory: nothing of an old connection is on it for longer.
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(2 * time.Second)
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	for _, o := range []tcpip.SettableTransportProtocolOption{
 		&sack, &moderate,
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 256 << 10, Max: 4 << 20},
 		&tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 256 << 10, Max: 1 << 20},
+		&timeWait,
 	} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return errors.New(err.String())
 		}
 	}
-	if err := n.stack.CreateNIC(nic, card); err != nil {
+	if err := n.stack.CreateNIC(nic, networkCard{card, n.cable}); err != nil {
 		return errors.New(err.String())
 	}
 	gw := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddrFrom4(Gateway.As4()).WithPrefix()}
@@ -163,7 +169,10 @@ func (n *Network) makeStack() error {
 	if err != nil {
 		return err
 	}
-	n.stack.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nic}})
+	n.stack.SetRouteTable([]tcpip.Route{
+		{Destination: subnet, NIC: nic},
+		{Destination: header.IPv4EmptySubnet, Gateway: tcpip.AddrFrom4(Guest.As4()), NIC: nic}, // its containers, for DialGuest
+	})
 	n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, n.forwardTCP())
 	n.stack.SetTransportProtocolHandler(udp.ProtocolNumber, n.forwardUDP())
 	return n.serveDNS()
@@ -193,6 +202,18 @@ func (n *Network) ServeStream(ctx context.Context, conn net.Conn) error {
 // device and of vfkit.
 func (n *Network) ServeDatagram(ctx context.Context, conn net.Conn) error {
 	return n.serve(ctx, conn, n.cable.serveDatagram)
+}
+
+// Plug implements vm.OffloadNetwork.
+func (n *Network) Plug(send func(vm.Offload, [][]byte)) (receive func([]byte), unplug func(), err error) {
+	if !n.enter() {
+		return nil, nil, net.ErrClosed
+	}
+	defer n.wg.Done()
+	if err := n.cable.plugDevice(send); err != nil {
+		return nil, nil, err
+	}
+	return n.cable.receive, n.cable.unplug, nil
 }
 
 func (n *Network) serve(ctx context.Context, conn net.Conn, serve func(net.Conn) error) error {

@@ -20,6 +20,7 @@ type spec struct {
 	cpu     string // the model
 	tscKHz  int    // of the host's time-stamp counter; 0 when it is not known
 	serial  bool   // a serial port in place of what needs vhost-user
+	packets bool   // the network device is in this process, by vhost-user
 	sandbox bool
 	restore bool // the state comes by the monitor
 	plugs   plugs
@@ -48,7 +49,7 @@ func (s spec) argv() []string {
 		args = append(args, diskArgs(i, d, s.goos)...)
 	}
 	if s.cfg.Network != nil && !s.plugs.net.none() {
-		args = append(args, netArgs(s.plugs.net, s.cfg.Network.MAC())...)
+		args = append(args, netArgs(s.plugs.net, s.cfg.Network.MAC(), s.packets, s.accel)...)
 	}
 	for i, p := range s.plugs.shares {
 		args = append(args, shareArgs(i, p, s.cfg.Shares[i].Tag)...)
@@ -230,15 +231,22 @@ func diskArgs(i int, d vm.Disk, goos string) []string {
 	return []string{"-blockdev", string(blockdev), "-device", device}
 }
 
-func netArgs(p plug, mac net.HardwareAddr) []string {
+// netArgs attach the network device, which is in this process or sends it frames. In
+// this process it has one line interrupt where QEMU emulates: QEMU 7.2 crashes when
+// vhost-user's device has message-signalled interrupts that no kernel delivers.
+func netArgs(p plug, mac net.HardwareAddr, packets bool, accel string) []string {
 	address := fmt.Sprintf("addr.type=fd,addr.str=%d", p.fd)
 	if p.fd == 0 {
 		address = "addr.type=unix,addr.path=" + escape(p.path)
 	}
-	return []string{
-		"-netdev", "stream,id=net,server=off," + address,
-		"-device", "virtio-net-pci,netdev=net,mac=" + mac.String() + ",romfile=,disable-legacy=on",
+	device := []string{"-device", "virtio-net-pci,netdev=net,mac=" + mac.String() + ",romfile=,disable-legacy=on"}
+	if packets {
+		if accel == TCG {
+			device[1] += ",vectors=0"
+		}
+		return append([]string{"-chardev", "socket,id=net," + p.address(), "-netdev", "vhost-user,id=net,chardev=net"}, device...)
 	}
+	return append([]string{"-netdev", "stream,id=net,server=off," + address}, device...)
 }
 
 // shareArgs attach one shared folder. The queue is as long as QEMU allows, so

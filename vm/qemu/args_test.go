@@ -60,7 +60,7 @@ func TestDeviceArgs(t *testing.T) {
 			"-chardev", "socket,id=streams,fd=5", "-device", "virtio-serial-pci,id=ports,max_ports=2,disable-legacy=on",
 			"-device", "virtserialport,bus=ports.0,nr=1,chardev=streams,name=berth.streams",
 		}},
-		{"named net", netArgs(plug{path: "/m/n,t.sock"}, net.HardwareAddr{2, 0, 0, 0, 0, 1})[:2], []string{
+		{"named net", netArgs(plug{path: "/m/n,t.sock"}, net.HardwareAddr{2, 0, 0, 0, 0, 1}, false, KVM)[:2], []string{
 			"-netdev", "stream,id=net,server=off,addr.type=unix,addr.path=/m/n,,t.sock",
 		}},
 		{"monitor", monitorArgs(plug{fd: 3}), []string{
@@ -72,9 +72,16 @@ func TestDeviceArgs(t *testing.T) {
 		{"vsock", vsockArgs(plug{fd: 5}), []string{
 			"-chardev", "socket,id=vsock,fd=5", "-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
 		}},
-		{"net", netArgs(plug{fd: 6}, net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}), []string{
+		{"net", netArgs(plug{fd: 6}, net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}, false, TCG), []string{
 			"-netdev", "stream,id=net,server=off,addr.type=fd,addr.str=6",
 			"-device", "virtio-net-pci,netdev=net,mac=5a:94:ef:e4:0c:ee,romfile=,disable-legacy=on",
+		}},
+		{"net by vhost-user", netArgs(plug{fd: 6}, net.HardwareAddr{2, 0, 0, 0, 0, 1}, true, KVM), []string{
+			"-chardev", "socket,id=net,fd=6", "-netdev", "vhost-user,id=net,chardev=net",
+			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on",
+		}},
+		{"net by vhost-user emulated", netArgs(plug{fd: 6}, net.HardwareAddr{2, 0, 0, 0, 0, 1}, true, TCG)[5:], []string{
+			"virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,vectors=0",
 		}},
 		{"share", shareArgs(1, plug{fd: 7}, "home"), []string{
 			"-chardev", "socket,id=share1,fd=7", "-device", "vhost-user-fs-pci,chardev=share1,tag=home,queue-size=1024",

@@ -94,8 +94,9 @@ type layout interface {
 }
 
 // openCables makes the sockets. The monitor's has a name, as the QMP library wants
-// to dial it; Start removes the name after that.
-func openCables(how layout, dir string, network bool, shares int) (c *cables, err error) {
+// to dial it; Start removes the name after that. network is the layout for the
+// network device's, nil without one.
+func openCables(how, network layout, dir string, shares int) (c *cables, err error) {
 	c = &cables{monitor: filepath.Join(dir, monitorSocket)}
 	defer func() {
 		if err != nil {
@@ -107,7 +108,7 @@ func openCables(how layout, dir string, network bool, shares int) (c *cables, er
 	if c.plugs.qmp, err = how.monitor(c, c.monitor); err != nil {
 		return c, fmt.Errorf("QEMU's monitor: %w", err)
 	}
-	connect := func(name string) (cable *cable, p plug) {
+	connect := func(how layout, name string) (cable *cable, p plug) {
 		if err == nil {
 			if cable, p, err = how.cable(c, dir, name); err != nil {
 				err = fmt.Errorf("%s socket: %w", name, err)
@@ -115,13 +116,13 @@ func openCables(how layout, dir string, network bool, shares int) (c *cables, er
 		}
 		return cable, p
 	}
-	c.console, c.plugs.console = connect("console")
-	c.streams, c.plugs.streams = connect("streams")
-	if network {
-		c.net, c.plugs.net = connect("network")
+	c.console, c.plugs.console = connect(how, "console")
+	c.streams, c.plugs.streams = connect(how, "streams")
+	if network != nil {
+		c.net, c.plugs.net = connect(network, "network")
 	}
 	for i := range shares {
-		share, p := connect(fmt.Sprintf("share%d", i))
+		share, p := connect(how, fmt.Sprintf("share%d", i))
 		c.shares, c.plugs.shares = append(c.shares, share), append(c.plugs.shares, p)
 	}
 	return c, err

@@ -34,18 +34,19 @@ const (
 
 // machine implements vm.Machine and vm.Pauser, vm.Saver and vm.Ballooner.
 type machine struct {
-	cfg    vm.Config
-	host   *host
-	arch   string
-	dir    string
-	log    *slog.Logger
-	life   *life.Life
-	layout layout
-	device streams
-	serial bool // device is a serial port
-	shares []folder
-	locks  []*os.File    // the disks, locked
-	booted chan struct{} // closed when Start has set mon, or given up
+	cfg     vm.Config
+	host    *host
+	arch    string
+	dir     string
+	log     *slog.Logger
+	life    *life.Life
+	layout  layout
+	device  streams
+	serial  bool    // device is a serial port
+	packets backend // the network device; nil where QEMU has one that sends frames
+	shares  []backend
+	locks   []*os.File    // the disks, locked
+	booted  chan struct{} // closed when Start has set mon, or given up
 
 	mu       sync.Mutex
 	proc     *process // nil before Start has launched it
@@ -97,13 +98,13 @@ func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, err
 	return &machine{
 		cfg: cfg, host: h, arch: d.opts.Arch, dir: dir, log: log, life: life.New(), locks: locks, shares: shares,
 		booted: make(chan struct{}),
-		layout: d.layout, device: d.newStreams(log), serial: d.serial(),
+		layout: d.layout, device: d.newStreams(log), serial: d.serial(), packets: d.newPackets(cfg.Network, log),
 	}, nil
 }
 
 // folders makes a device for each share. Without vhost-user there is none.
-func (d *Driver) folders(shares []vm.Share, log *slog.Logger) ([]folder, error) {
-	var all []folder
+func (d *Driver) folders(shares []vm.Share, log *slog.Logger) ([]backend, error) {
+	var all []backend
 	for _, s := range shares {
 		if d.serial() {
 			return nil, fmt.Errorf("share %q: machines of this driver have no device for shared folders here", s.Tag)
@@ -190,7 +191,14 @@ func (m *machine) launch(ctx context.Context, restore bool) (*process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	c, err := openCables(m.layout, m.dir, m.cfg.Network != nil, len(m.shares))
+	network := m.layout
+	switch {
+	case m.cfg.Network == nil:
+		network = nil
+	case m.packets != nil: // QEMU does not believe that a descriptor it inherits can pass others
+		network = named{}
+	}
+	c, err := openCables(m.layout, network, m.dir, len(m.shares))
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +209,7 @@ func (m *machine) launch(ctx context.Context, restore bool) (*process, error) {
 		c.closeOurs()
 		return nil, m.verdict
 	}
-	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, tscKHz: counterKHz(), serial: m.serial, sandbox: m.host.program.sandbox, restore: restore, plugs: c.plugs}
+	s := spec{cfg: m.cfg, goos: runtime.GOOS, arch: m.arch, accel: m.host.accel, cpu: m.host.cpu, tscKHz: counterKHz(), serial: m.serial, packets: m.packets != nil, sandbox: m.host.program.sandbox, restore: restore, plugs: c.plugs}
 	m.log.Debug("starting QEMU", "path", m.host.program.path, "args", s.argv())
 	proc, err := launch(m.host.program.path, s.argv(), c.theirs, m.dir)
 	c.closeTheirs()
@@ -255,7 +263,10 @@ func (m *machine) serve(proc *process, c *cables) (join func()) {
 	if m.cfg.Network != nil {
 		tasks.Go(func() {
 			conn, err := c.net.open()
-			if err == nil {
+			switch {
+			case err == nil && m.packets != nil:
+				err = m.packets.Serve(ctx, conn)
+			case err == nil:
 				err = m.cfg.Network.ServeStream(ctx, conn)
 			}
 			if err != nil && ctx.Err() == nil {

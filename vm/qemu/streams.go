@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/serialport"
 )
 
@@ -19,9 +20,9 @@ type streams interface {
 	Close() // breaks all
 }
 
-// folder is the host's end of a device with a shared folder.
-type folder interface {
-	Serve(ctx context.Context, conn net.Conn) error
+// backend is a device that this process has, by vhost-user.
+type backend interface {
+	Serve(ctx context.Context, conn net.Conn) error // until QEMU hangs up
 }
 
 // newStreams makes the device: a vsock, or a serial port where QEMU has no
@@ -31,6 +32,16 @@ func (d *Driver) newStreams(log *slog.Logger) streams {
 		return serialport.New(log)
 	}
 	return newVsock(log)
+}
+
+// newPackets makes the network device for a network that takes its packets, nil
+// where QEMU has to be it.
+func (d *Driver) newPackets(n vm.Network, log *slog.Logger) backend {
+	packets, ok := n.(vm.OffloadNetwork)
+	if !ok || d.serial() {
+		return nil
+	}
+	return newNetwork(packets, log)
 }
 
 // serial tells whether machines have a serial port instead of what needs

@@ -9,6 +9,7 @@ import (
 
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/virtiofs"
+	"github.com/berthvm/berth/vm/internal/virtionet"
 	"github.com/berthvm/berth/vm/internal/virtiovsock"
 )
 
@@ -38,15 +39,19 @@ func (v vsock) Resume() {}
 // Close implements streams.
 func (v vsock) Close() { v.Device.Close() }
 
-// folderDevice is a virtiofs device as folder.
-type folderDevice struct{ *virtiofs.Device }
+// overSocket is a device as backend.
+type overSocket func(ctx context.Context, conn *net.UnixConn) error
 
-// Serve implements folder.
-func (f folderDevice) Serve(ctx context.Context, conn net.Conn) error {
-	return f.Device.Serve(ctx, conn.(*net.UnixConn))
+// Serve implements backend.
+func (serve overSocket) Serve(ctx context.Context, conn net.Conn) error {
+	return serve(ctx, conn.(*net.UnixConn))
 }
 
-func newFolder(s vm.Share, log *slog.Logger) (folder, error) {
+func newNetwork(n vm.OffloadNetwork, log *slog.Logger) backend {
+	return overSocket(virtionet.New(n, log).Serve)
+}
+
+func newFolder(s vm.Share, log *slog.Logger) (backend, error) {
 	if s.Server == nil {
 		return nil, fmt.Errorf("share %q has no server", s.Tag)
 	}
@@ -54,5 +59,5 @@ func newFolder(s vm.Share, log *slog.Logger) (folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("share %q: %w", s.Tag, err)
 	}
-	return folderDevice{d}, nil
+	return overSocket(d.Serve), nil
 }

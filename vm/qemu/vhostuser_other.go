@@ -14,4 +14,6 @@ const hasVhostUser = false
 
 func newVsock(*slog.Logger) streams { panic("qemu: no vhost-user on this host") }
 
-func newFolder(vm.Share, *slog.Logger) (folder, error) { return nil, errors.ErrUnsupported }
+func newNetwork(vm.OffloadNetwork, *slog.Logger) backend { panic("qemu: no vhost-user on this host") }
+
+func newFolder(vm.Share, *slog.Logger) (backend, error) { return nil, errors.ErrUnsupported }
