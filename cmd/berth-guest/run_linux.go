@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -191,7 +190,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	})
 	g.Go(func() (err error) {
 		p.networks, err = network.Open(ctx, network.Options{Log: cfg.log, StateDir: filepath.Join(cfg.root, "network"),
-			RunDir: filepath.Join(cfg.run, "network"), NetNSDir: filepath.Join(cfg.run, "netns"), DNS: servers, MTU: w.Network.MTU})
+			RunDir: filepath.Join(cfg.run, "network"), NetNSDir: filepath.Join(cfg.run, "netns"), DNS: servers, MTU: w.Network.MTU, Host: address(w.Network.Gateway)})
 		return err
 	})
 	g.Go(func() (err error) {
@@ -216,7 +215,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	if err != nil { // a nil pool is an empty one
 		cfg.log.Warn("containers will start slower", "error", err)
 	}
-	host, _ := netip.ParseAddr(w.Network.Host)
+	host := address(w.Network.Host)
 	p.engine, err = engine.Open(engine.Options{Log: cfg.log, Runtime: engine.Native{Pool: p.pool},
 		Images: engine.Store{Store: p.store, Builtin: p.builtin}, Networks: p.networks,
 		Volumes: p.volumes, Keeper: p.keeper, Publisher: p.publisher(), StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
@@ -280,6 +279,12 @@ func proxyEnv(p wire.Proxy) []string {
 	return env
 }
 
+// address is the zero Addr if there is none.
+func address(s string) netip.Addr {
+	a, _ := netip.ParseAddr(s)
+	return a
+}
+
 func addresses(list []string) []netip.Addr {
 	var out []netip.Addr
 	for _, s := range list {
@@ -301,7 +306,7 @@ func (p *parts) publisher() engine.Publisher {
 type publisher struct{ *publish.Publisher }
 
 // Open implements engine.Publisher.
-func (p publisher) Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+func (p publisher) Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, engine.HostPort, error) {
 	port, err := p.Publisher.Open(ctx, proto, address, target)
 	if err != nil {
 		return netip.AddrPort{}, nil, err

@@ -22,8 +22,15 @@ import (
 type Publisher interface {
 	// Open listens on an address of the host's, whose port may be 0, for
 	// connections to what target says when they come, and returns where it does. It
-	// listens until the Closer is closed. proto is "tcp" or "udp".
-	Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, io.Closer, error)
+	// listens until the HostPort is closed. proto is "tcp" or "udp".
+	Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, HostPort, error)
+}
+
+// HostPort is a listener on the host.
+type HostPort interface {
+	io.Closer
+	// Moved has to be called when target says something else than before.
+	Moved()
 }
 
 // published is one port of a container's that is reached on the host.
@@ -31,7 +38,7 @@ type published struct {
 	port   apinet.Port
 	hostIP netip.Addr // invalid: all addresses
 	host   uint16
-	close  io.Closer // nil: inside the machine only
+	open   HostPort // nil: inside the machine only
 }
 
 // publishPorts publishes the container's ports, on the host and in the machine.
@@ -89,7 +96,7 @@ func (e *Engine) hostBinding(id string) netip.Addr {
 // changed.
 func (e *Engine) republish(ctx context.Context, c *Container) error {
 	c.mu.Lock()
-	running, published := c.run != nil, len(c.ports) > 0
+	running, published, ports := c.run != nil, len(c.ports) > 0, slices.Clone(c.ports)
 	c.mu.Unlock()
 	_, ok := e.opts.Networks.Address(c.id)
 	switch {
@@ -98,6 +105,11 @@ func (e *Engine) republish(ctx context.Context, c *Container) error {
 	case running && !ok && published:
 		e.closePorts(c)
 		return e.opts.Networks.Publish(ctx, c.id, nil)
+	}
+	for _, p := range ports {
+		if p.open != nil {
+			p.open.Moved()
+		}
 	}
 	return nil
 }
@@ -127,9 +139,9 @@ func (e *Engine) publishPort(ctx context.Context, id string, w settings.Port) (p
 	}
 	var failed error
 	for n := int(w.First); n <= int(w.Last); n++ {
-		at, closer, err := e.listen(ctx, string(w.Port.Proto()), w.HostIP, uint16(n), target)
+		at, open, err := e.listen(ctx, string(w.Port.Proto()), w.HostIP, uint16(n), target)
 		if err == nil {
-			p.host, p.close = at.Port(), closer
+			p.host, p.open = at.Port(), open
 			return p, nil
 		}
 		failed = err
@@ -145,13 +157,13 @@ const allocated = "port is already allocated"
 
 // listen opens one listener. For all addresses it is the IPv6 one, which takes
 // IPv4 too, unless the host has no IPv6.
-func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port uint16, target func() netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port uint16, target func() netip.AddrPort) (netip.AddrPort, HostPort, error) {
 	if ip.IsValid() {
 		return e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(ip, port).String(), target)
 	}
-	at, closer, err := e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(netip.IPv6Unspecified(), port).String(), target)
+	at, open, err := e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(netip.IPv6Unspecified(), port).String(), target)
 	if err == nil {
-		return at, closer, nil
+		return at, open, nil
 	}
 	if strings.Contains(err.Error(), allocated) {
 		//lint:ignore ST1005 docker's words, which clients look for
@@ -168,8 +180,8 @@ func (e *Engine) closePorts(c *Container) {
 	c.ports = nil
 	c.mu.Unlock()
 	for _, p := range ports {
-		if p.close != nil {
-			_ = p.close.Close()
+		if p.open != nil {
+			_ = p.open.Close()
 		}
 	}
 }

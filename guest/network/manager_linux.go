@@ -166,7 +166,7 @@ func (m *Manager) firewall() (*firewall.Firewall, error) {
 	for _, p := range uplink {
 		local = append(local, p.Addr())
 	}
-	fw, err := firewall.New(local)
+	fw, err := firewall.New(firewall.Machine{Local: local, Uplink: m.opts.Uplink, Host: m.opts.Host})
 	if err != nil {
 		return nil, err
 	}

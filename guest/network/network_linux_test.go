@@ -932,3 +932,50 @@ func TestClosed(t *testing.T) {
 		t.Error("created on a closed manager")
 	}
 }
+
+// TestFromTheHost reaches containers from the machine's host, without a published port
+// of the machine's, and from no other address.
+func TestFromTheHost(t *testing.T) {
+	m := newMachine(t)
+	m.must(m.Close())
+	m.opts.Host = addr("192.0.2.1")
+	m.open()
+	_, err := m.Create(ctx, Config{Name: "second", Subnets: []Subnet{{Subnet: pfx("172.30.0.0/24")}}})
+	m.must(err)
+	_, err = m.Create(ctx, Config{Name: "closed", Internal: true, Subnets: []Subnet{{Subnet: pfx("172.31.0.0/24")}}})
+	m.must(err)
+	a := m.container("a", Bridge, "second")
+	serve(t, a.ns, 80)
+	i := m.container("i", "closed")
+	do(t, m.outside, func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		_, private, _ := net.ParseCIDR("172.16.0.0/12")
+		other, err := netlink.ParseAddr("192.0.2.9/24")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: private, Gw: net.ParseIP("192.0.2.2")}),
+			netlink.AddrAdd(l, other))
+	})
+	// One of the networks has no way out of the container: answers must come back.
+	for to, gateway := range map[string]string{"172.17.0.2:80": "172.17.0.1", "172.30.0.2:80": "172.30.0.1"} {
+		if from, err := dial(m.outside, "tcp", to); err != nil || from != gateway {
+			t.Errorf("%s was reached from %q: %v", to, from, err)
+		}
+		do(t, m.outside, func() error {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("192.0.2.9")}, Timeout: 300 * time.Millisecond}
+			if c, err := d.Dial("tcp", to); err == nil {
+				c.Close()
+				t.Errorf("%s was reached from an address that is not the host's", to)
+			}
+			return nil
+		})
+	}
+	serve(t, i.ns, 80)
+	if from, err := dial(i.ns, "tcp", "172.17.0.2:80"); err == nil {
+		t.Errorf("an internal network reached another from %s", from)
+	}
+}

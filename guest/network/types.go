@@ -46,6 +46,7 @@ type Options struct {
 	Uplink   string       // the machine's own interface. Default eth0
 	DNS      []netip.Addr // the servers that answer what is not a container's name
 	MTU      int          // of new bridges, bytes. Default 1500
+	Host     netip.Addr   // from which the machine's host reaches containers through Uplink; none: it does not
 
 	// DefaultSubnet is docker0's; its gateway is the address in it, which is the
 	// first by default: 172.17.0.1/16.

@@ -50,6 +50,7 @@ type Port struct {
 	target    func() netip.AddrPort
 	addr      netip.AddrPort
 	done      chan struct{} // closed by Close
+	telling   sync.Mutex    // one Moved at a time
 
 	stream net.Conn // publisher.mu guards it, once the port is open
 }
@@ -93,7 +94,8 @@ func (port *Port) ask(ctx context.Context, stream net.Conn, address string) (add
 	if _, err := stream.Write(port.publisher.secret); err != nil {
 		return addr, err
 	}
-	if err := wire.WriteFrame(stream, wire.PublishRequest{ID: port.id, Network: port.network, Address: address}); err != nil {
+	req := wire.PublishRequest{ID: port.id, Network: port.network, Address: address, PublishTarget: port.direct()}
+	if err := wire.WriteFrame(stream, req); err != nil {
 		return addr, err
 	}
 	var reply wire.PublishReply
@@ -132,6 +134,7 @@ func (port *Port) keep(stream net.Conn) {
 		port.publisher.mu.Lock()
 		stream = port.stream
 		port.publisher.mu.Unlock()
+		port.Moved() // or it did while the host was asked
 	}
 }
 
@@ -155,6 +158,27 @@ func (port *Port) reopen() error {
 		stream.Close()
 	}
 	return nil
+}
+
+// direct is the target as the host may reach it without a portal stream.
+func (port *Port) direct() (t wire.PublishTarget) {
+	if to := port.target(); port.network == "tcp" && to.Addr().Is4() {
+		t.Target = to.String()
+	}
+	return t
+}
+
+// Moved tells the host that the target may have changed.
+func (port *Port) Moved() {
+	port.telling.Lock()
+	defer port.telling.Unlock()
+	port.publisher.mu.Lock()
+	stream := port.stream
+	port.publisher.mu.Unlock()
+	stream.SetWriteDeadline(time.Now().Add(answerTime))
+	if err := wire.WriteFrame(stream, port.direct()); err != nil { // a stream that comes after it says so itself
+		port.publisher.log.Debug("the host does not learn where a published port leads", "port", port.addr, "error", err)
+	}
 }
 
 // Addr is where the host listens.
@@ -199,6 +223,9 @@ func (p *Publisher) carry(conn net.Conn) error {
 	var req wire.PortalRequest
 	if err := wire.ReadFrame(conn, &req); err != nil {
 		return err
+	}
+	if req.ID == 0 {
+		return nil
 	}
 	conn.SetReadDeadline(time.Time{})
 	p.mu.Lock()

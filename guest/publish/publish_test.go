@@ -178,6 +178,45 @@ func TestUDP(t *testing.T) {
 	}
 }
 
+// TestTarget tells the host where a port leads, and again when that has changed.
+func TestTarget(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	p := New(secret, func(context.Context) (net.Conn, error) { return near, nil }, slog.New(slog.DiscardHandler))
+	leads := netip.MustParseAddrPort("172.17.0.2:80")
+	got := make(chan string, 4)
+	go func() {
+		io.ReadFull(far, make([]byte, len(secret)))
+		var req wire.PublishRequest
+		wire.ReadFrame(far, &req)
+		got <- req.Target
+		wire.WriteFrame(far, wire.PublishReply{Address: "127.0.0.1:1234"})
+		for {
+			var to wire.PublishTarget
+			if wire.ReadFrame(far, &to) != nil {
+				return
+			}
+			got <- to.Target
+		}
+	}()
+	port, err := p.Open(t.Context(), "tcp", "127.0.0.1:0", func() netip.AddrPort { return leads })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	for _, to := range []string{"172.18.0.9:80", "[fd00::2]:80"} {
+		leads = netip.MustParseAddrPort(to)
+		port.Moved()
+	}
+	leads = netip.AddrPort{} // on no network
+	port.Moved()
+	for _, want := range []string{"172.17.0.2:80", "172.18.0.9:80", "", ""} {
+		if to := <-got; to != want {
+			t.Errorf("the host was told %q, want %q", to, want)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	_, p := newHost(t, secret)
 	target := to("127.0.0.1:1")

@@ -52,6 +52,13 @@
 // length as two bytes, big-endian; either side ends a stream on which nothing
 // has come for FlowIdle.
 //
+// Where the host's end of the network cable is a TCP/IP stack next to a device of
+// this process, one program less between a client and a container is what counts: a
+// PublishRequest for TCP, and each PublishTarget after the reply, names the
+// container's address, and the host connects to that through the guest as a router,
+// without a portal stream. It opens one with the ID 0, which carries nothing, for the
+// guest to know from time to time that its ports are in use.
+//
 // # Frames
 //
 // A frame is its body's length as four bytes, big-endian, and the body: one JSON
@@ -259,6 +266,13 @@ type PublishRequest struct {
 	ID      uint64 `json:"id"`      // chosen by the guest, comes back in each PortalRequest
 	Network string `json:"network"` // "tcp" or "udp"
 	Address string `json:"address"` // on the host: "0.0.0.0:8080", "[::1]:0", ":80" for all addresses
+	PublishTarget
+}
+
+// PublishTarget says where a published TCP port leads to, by IPv4. The guest sends
+// another when that has changed.
+type PublishTarget struct {
+	Target string `json:"target,omitempty"` // "172.17.0.2:80"; empty where portal streams lead only
 }
 
 // PublishReply is the host's answer.
@@ -269,7 +283,7 @@ type PublishReply struct {
 
 // PortalRequest opens a portal stream.
 type PortalRequest struct {
-	ID   uint64 `json:"id"`   // of the PublishRequest
+	ID   uint64 `json:"id"`   // of the PublishRequest, or 0
 	Peer string `json:"peer"` // the client's address on the host, for messages
 }
 

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -109,10 +110,20 @@ type Network interface {
 	Close() error
 }
 
+// GuestDialer is found by assertion: a Network by which the host reaches the guest
+// and its containers. DialGuest fails with errors.ErrUnsupported when the machine's
+// network device makes that the slower way.
+type GuestDialer interface {
+	DialGuest(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+}
+
 // Publisher listens on the host for the guest's containers.
 type Publisher interface {
 	// Serve is like Options.Loopback; portal opens a portal stream into the guest.
-	Serve(ctx context.Context, l net.Listener, secret func() []byte, portal func(context.Context) (net.Conn, error)) error
+	// direct, which may be nil, connects to a container without one, or fails with
+	// errors.ErrUnsupported.
+	Serve(ctx context.Context, l net.Listener, secret func() []byte, portal func(context.Context) (net.Conn, error),
+		direct func(ctx context.Context, to netip.AddrPort) (net.Conn, error)) error
 	// List is what is published now, each as "tcp 0.0.0.0:8080".
 	List() []string
 }

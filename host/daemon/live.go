@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -233,7 +234,9 @@ func (d *daemon) serveGuest(m vm.Machine) (cleanup []func(), err error) {
 		if l, err = m.Listen(wire.PortPublishHost); err != nil {
 			return cleanup, fmt.Errorf("cannot listen for the guest: %w", err)
 		}
-		serve(l, func(l net.Listener) { d.o.Publish.Serve(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal)) })
+		serve(l, func(l net.Listener) {
+			d.o.Publish.Serve(ctx, l, d.hello.secret, d.dialer(m, wire.PortPortal), d.direct())
+		})
 	}
 	for address, port := range map[string]uint32{
 		d.o.Machine.DockerAddress():  wire.PortDocker,
@@ -252,18 +255,38 @@ func (d *daemon) serveGuest(m vm.Machine) (cleanup []func(), err error) {
 // the engine answers until it does.
 func (d *daemon) dialer(m vm.Machine, port uint32) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
-		select {
-		case <-d.running:
-		case <-d.deaf:
-			return nil, vm.ErrNotRunning
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		if err := d.wake(ctx); err != nil {
+		if err := d.awaken(ctx); err != nil {
 			return nil, err
 		}
 		return m.Dial(ctx, port)
 	}
+}
+
+// direct leads to a port of a container by the machine's network, likewise; it is nil
+// where there is no such way.
+func (d *daemon) direct() func(context.Context, netip.AddrPort) (net.Conn, error) {
+	n, ok := d.network.(GuestDialer)
+	if !ok {
+		return nil
+	}
+	return func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+		if err := d.awaken(ctx); err != nil {
+			return nil, err
+		}
+		return n.DialGuest(ctx, to)
+	}
+}
+
+// awaken waits until the engine answers, and sets a paused machine going.
+func (d *daemon) awaken(ctx context.Context) error {
+	select {
+	case <-d.running:
+	case <-d.deaf:
+		return vm.ErrNotRunning
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return d.wake(ctx)
 }
 
 // lend lists what the guest can reach on this host.

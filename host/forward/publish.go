@@ -47,10 +47,19 @@ func (p *Ports) List() []string {
 	return list
 }
 
+// Portal opens a stream to the guest's wire.PortPortal.
+type Portal = func(ctx context.Context) (net.Conn, error)
+
+// Direct connects to a container by TCP. An error that is errors.ErrUnsupported
+// sends the connection through the portal.
+type Direct = func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+
 // Serve takes the guest's wishes from l until l is closed and every listener and
 // connection has ended, or ctx is done. secret returns what a stream must begin
-// with now; portal opens a stream to the guest's wire.PortPortal.
-func (p *Ports) Serve(ctx context.Context, l net.Listener, secret func() []byte, portal func(context.Context) (net.Conn, error)) error {
+// with now; direct may be nil.
+func (p *Ports) Serve(ctx context.Context, l net.Listener, secret func() []byte, portal Portal, direct Direct) error {
+	way := &ways{portal: portal, direct: direct}
+	defer way.telling.Wait()
 	return serve(ctx, l, func(ctx context.Context, c net.Conn) {
 		c.SetDeadline(time.Now().Add(handshakeTimeout))
 		if err := checkSecret(c, secret()); err != nil {
@@ -62,7 +71,7 @@ func (p *Ports) Serve(ctx context.Context, l net.Listener, secret func() []byte,
 			p.log().Debug("refused the guest a published port", "error", err)
 			return
 		}
-		if err := p.publish(ctx, c, req, portal); err != nil {
+		if err := p.publish(ctx, c, req, way); err != nil {
 			p.log().Debug("a published port ended", "address", req.Address, "error", err)
 		}
 	})
@@ -76,7 +85,7 @@ func (p *Ports) log() *slog.Logger {
 }
 
 // publish listens, replies, and forwards until the guest closes c.
-func (p *Ports) publish(ctx context.Context, c net.Conn, req wire.PublishRequest, portal func(context.Context) (net.Conn, error)) error {
+func (p *Ports) publish(ctx context.Context, c net.Conn, req wire.PublishRequest, way *ways) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	entry := &published{network: req.Network}
@@ -84,7 +93,9 @@ func (p *Ports) publish(ctx context.Context, c net.Conn, req wire.PublishRequest
 		return refuse(c, fmt.Errorf("cannot publish %s: %d ports are published already", req.Address, maxPublished))
 	}
 	defer p.remove(entry)
-	run, addr, err := listenFor(ctx, req, portal)
+	t := &target{ways: way, id: req.ID}
+	t.set(req.PublishTarget)
+	run, addr, err := listenFor(ctx, req, t)
 	if err != nil {
 		return refuse(c, err)
 	}
@@ -95,7 +106,7 @@ func (p *Ports) publish(ctx context.Context, c net.Conn, req wire.PublishRequest
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		io.Copy(io.Discard, c) // the guest says nothing more; the end is the news
+		t.follow(c)
 		cancel()
 	}()
 	if err = wire.WriteFrame(c, wire.PublishReply{Address: addr}); err != nil {
@@ -131,21 +142,10 @@ func (p *Ports) remove(o *published) {
 }
 
 // listenFor opens the listener that req asks for. run forwards until ctx is done.
-func listenFor(ctx context.Context, req wire.PublishRequest, portal func(context.Context) (net.Conn, error)) (run func(), addr string, err error) {
+func listenFor(ctx context.Context, req wire.PublishRequest, t *target) (run func(), addr string, err error) {
 	at, err := publishAddr(req.Address)
 	if err != nil {
 		return nil, "", err
-	}
-	open := func(ctx context.Context, peer string) (net.Conn, error) {
-		c, err := portal(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if err := wire.WriteFrame(c, wire.PortalRequest{ID: req.ID, Peer: peer}); err != nil {
-			c.Close()
-			return nil, err
-		}
-		return c, nil
 	}
 	network := func(n string) string {
 		if at.Addr().Is4() {
@@ -159,13 +159,13 @@ func listenFor(ctx context.Context, req wire.PublishRequest, portal func(context
 		if err != nil {
 			return nil, "", bindError(at, err)
 		}
-		return func() { serveTCP(ctx, l, open) }, l.Addr().String(), nil
+		return func() { serveTCP(ctx, l, t) }, l.Addr().String(), nil
 	case "udp":
 		l, err := net.ListenPacket(network("udp"), at.String())
 		if err != nil {
 			return nil, "", bindError(at, err)
 		}
-		return func() { serveUDP(ctx, l, open) }, l.LocalAddr().String(), nil
+		return func() { serveUDP(ctx, l, t.portalStream) }, l.LocalAddr().String(), nil
 	}
 	return nil, "", fmt.Errorf("cannot publish a port: protocol %q is not forwarded", req.Network)
 }
@@ -193,13 +193,17 @@ func bindError(at netip.AddrPort, err error) error {
 	return fmt.Errorf("cannot publish %s: %w", at, err)
 }
 
-func serveTCP(ctx context.Context, l net.Listener, open func(context.Context, string) (net.Conn, error)) {
+func serveTCP(ctx context.Context, l net.Listener, t *target) {
 	serve(ctx, l, func(ctx context.Context, c net.Conn) {
 		dial, cancel := context.WithTimeout(ctx, dialTimeout)
-		far, err := open(dial, c.RemoteAddr().String())
+		far, direct, err := t.connect(dial, c.RemoteAddr().String())
 		cancel()
 		if err != nil {
 			return
+		}
+		if direct {
+			t.inUse(ctx)
+			defer t.inUse(ctx)
 		}
 		Splice(ctx, c, far)
 	})

@@ -3,8 +3,11 @@ package forward
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -18,11 +21,17 @@ type guest struct {
 	publish net.Listener // where the host accepts
 	portal  net.Listener // where the guest accepts
 	ports   *Ports
+	direct  Direct
 }
 
 func newGuest(t *testing.T, secret []byte) *guest {
 	t.Helper()
-	g := &guest{publish: tcpListener(t), portal: tcpListener(t), ports: &Ports{}}
+	return newGuestWith(t, secret, nil)
+}
+
+func newGuestWith(t *testing.T, secret []byte, direct Direct) *guest {
+	t.Helper()
+	g := &guest{publish: tcpListener(t), portal: tcpListener(t), ports: &Ports{}, direct: direct}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -30,7 +39,7 @@ func newGuest(t *testing.T, secret []byte) *guest {
 		g.ports.Serve(ctx, g.publish, func() []byte { return secret }, func(ctx context.Context) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", g.portal.Addr().String())
-		})
+		}, g.direct)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -150,6 +159,91 @@ func TestPublishUDP(t *testing.T) {
 				t.Fatalf("got %q, %v, want %q", buf[:n], err, want)
 			}
 		}
+	}
+}
+
+// TestPublishDirect: where there is a way to the container itself it is taken, to the
+// target that the guest has named last, and the guest learns that ports are in use.
+func TestPublishDirect(t *testing.T) {
+	secret := bytes.Repeat([]byte{6}, wire.SecretSize)
+	asked := make(chan string, 10)
+	inside := make(chan net.Conn, 10)
+	g := newGuestWith(t, secret, func(_ context.Context, to netip.AddrPort) (net.Conn, error) {
+		asked <- to.String()
+		switch to.Port() {
+		case 1:
+			return nil, fmt.Errorf("not this way: %w", errors.ErrUnsupported)
+		case 2:
+			return nil, errors.New("refused")
+		}
+		l := tcpListener(t)
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			far, _ := l.Accept()
+			inside <- far
+		}
+		return c, err
+	})
+	stream, reply, err := g.ask(t, secret, wire.PublishRequest{ID: 7, Network: "tcp", Address: "127.0.0.1:0", PublishTarget: wire.PublishTarget{Target: "172.17.0.2:80"}})
+	if err != nil || reply.Error != "" {
+		t.Fatalf("%+v, %v", reply, err)
+	}
+	portal := func() (req wire.PortalRequest) {
+		t.Helper()
+		c, err := g.portal.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := wire.ReadFrame(c, &req); err != nil {
+			t.Fatal(err)
+		}
+		return req
+	}
+	client := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", reply.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		return c
+	}
+	c := client()
+	if to := <-asked; to != "172.17.0.2:80" {
+		t.Errorf("connected to %s", to)
+	}
+	if req := portal(); req.ID != 0 {
+		t.Errorf("the guest learned of use by %+v", req)
+	}
+	far := <-inside
+	io.WriteString(far, "pong")
+	far.Close()
+	if got, err := io.ReadAll(c); string(got) != "pong" {
+		t.Errorf("outside: %q, %v", got, err)
+	}
+	move := func(to string) {
+		t.Helper()
+		if err := wire.WriteFrame(stream, wire.PublishTarget{Target: to}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What was sent before is not seen at once: ask until it is.
+	move("172.17.0.9:1")
+	for to := ""; to != "172.17.0.9:1"; to = <-asked {
+		c := client()
+		defer c.Close()
+	}
+	if req := portal(); req.ID != 7 {
+		t.Errorf("not directly, but by %+v", req)
+	}
+	move("172.17.0.9:2")
+	for to := ""; to != "172.17.0.9:2"; to = <-asked {
+		c = client()
+	}
+	if got, err := io.ReadAll(c); len(got) > 0 {
+		t.Errorf("a connection that was refused: %q, %v", got, err)
 	}
 }
 

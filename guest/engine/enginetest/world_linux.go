@@ -309,7 +309,9 @@ func (l listener) Close() error {
 	return nil
 }
 
-func (p publisher) Open(_ context.Context, proto, address string, _ func() netip.AddrPort) (netip.AddrPort, io.Closer, error) {
+func (listener) Moved() {}
+
+func (p publisher) Open(_ context.Context, proto, address string, _ func() netip.AddrPort) (netip.AddrPort, engine.HostPort, error) {
 	at := netip.MustParseAddrPort(address)
 	if at.Port() == 0 {
 		at = netip.AddrPortFrom(at.Addr(), 40000)

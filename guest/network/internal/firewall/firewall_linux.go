@@ -37,16 +37,22 @@ type Firewall struct {
 	table *nftables.Table
 	sets  sets
 	made  bool // the table is ours and in the kernel
-	local []netip.Addr
+	self  Machine
 
 	bridges  map[string]Bridge
 	forwards map[Forward]struct{}
 }
 
+// Machine is what the rules need to know about the machine itself.
+type Machine struct {
+	Local  []netip.Addr // its own addresses, besides the loopback and the bridges' gateways
+	Uplink string       // the interface to its host
+	Host   netip.Addr   // from which the host reaches containers by Uplink; the zero Addr: it does not
+}
+
 // New makes a Firewall in the calling thread's network namespace. It changes
-// nothing in the kernel until the first bridge is added. Local addresses are the
-// machine's own, besides the loopback and the bridges' gateways.
-func New(local []netip.Addr) (*Firewall, error) {
+// nothing in the kernel until the first bridge is added.
+func New(self Machine) (*Firewall, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return nil, fmt.Errorf("cannot open nftables: %w", err)
@@ -54,7 +60,7 @@ func New(local []netip.Addr) (*Firewall, error) {
 	f := &Firewall{
 		conn:     conn,
 		table:    &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
-		local:    local,
+		self:     self,
 		bridges:  map[string]Bridge{},
 		forwards: map[Forward]struct{}{},
 	}
@@ -93,10 +99,10 @@ func (f *Firewall) replace() error {
 	f.made = len(f.bridges) > 0
 	if f.made {
 		f.conn.AddTable(f.table)
-		if err := f.sets.add(f.conn, f.local); err != nil {
+		if err := f.sets.add(f.conn, f.self.Local); err != nil {
 			return err
 		}
-		addChains(f.conn, f.table, f.sets)
+		addChains(f.conn, f.table, f.sets, f.self)
 		for _, b := range f.bridges {
 			f.each(bridgeElements(f.sets, b), f.conn.SetAddElements)
 		}

@@ -163,7 +163,7 @@ func ifname(name string) []byte {
 
 // addChains queues the chains and their rules. The package doc of guest/network
 // says what they are for.
-func addChains(c *nftables.Conn, t *nftables.Table, s sets) {
+func addChains(c *nftables.Conn, t *nftables.Table, s sets, self Machine) {
 	b := builder{c, t}
 
 	// Before anything is translated: no container speaks as the machine's
@@ -176,6 +176,9 @@ func addChains(c *nftables.Conn, t *nftables.Table, s sets) {
 	fwd := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	b.rule(fwd, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	b.rule(fwd, load(expr.MetaKeyIIFNAME, 1), load(expr.MetaKeyOIFNAME, 2), inSet(s.icc, false), verdict(expr.VerdictAccept))
+	if self.Host.Is4() {
+		b.rule(fwd, fromHost(self), out(s.bridges), verdict(expr.VerdictAccept))
+	}
 	b.rule(fwd, in(s.internal), verdict(expr.VerdictDrop))
 	b.rule(fwd, ctDNAT(), verdict(expr.VerdictAccept))
 	b.rule(fwd, in(s.bridges), load(expr.MetaKeyOIFNAME, 1), inSet(s.bridges, true), verdict(expr.VerdictAccept))
@@ -195,6 +198,10 @@ func addChains(c *nftables.Conn, t *nftables.Table, s sets) {
 	// from the machine's loopback, must find its way back through us.
 	post := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	masq := []expr.Any{&expr.Masq{}}
+	if self.Host.Is4() {
+		// A container's way back to the host may be by another of its networks.
+		b.rule(post, fromHost(self), out(s.bridges), masq)
+	}
 	for _, f := range []struct {
 		sets familySets
 		is   []expr.Any
@@ -265,6 +272,14 @@ func in(s *nftables.Set) []expr.Any {
 
 func out(s *nftables.Set) []expr.Any {
 	return append(load(expr.MetaKeyOIFNAME, 1), inSet(s, false)...)
+}
+
+// fromHost matches the connections to published ports that come from the machine's
+// host without being translated.
+func fromHost(self Machine) []expr.Any {
+	match := append(load(expr.MetaKeyIIFNAME, 1), equal(ifname(self.Uplink))...)
+	match = append(match, ipv4()...)
+	return append(append(match, payload(offsetSource4, 4)...), equal(self.Host.AsSlice())...)
 }
 
 func ipv4() []expr.Any { return nfproto(unix.NFPROTO_IPV4) }
