@@ -38,6 +38,9 @@ var root = func() string {
 }()
 
 func TestMain(m *testing.M) {
+	if work, address := os.Getenv(portWork), os.Getenv(portAddress); work != "" {
+		os.Exit(portClient(work, address)) // a process of BenchmarkPorts
+	}
 	code := m.Run()
 	suite.close()
 	os.Exit(code)
