@@ -139,6 +139,10 @@ type Caps struct {
 	// Server answers. Without, the guest has to be served over a stream, and New may
 	// refuse shares.
 	Folders bool `json:"-"`
+	// Native says that the hypervisor itself serves those of Config.Shares that have
+	// no Server, which the guest mounts by virtiofs. They show it all that the folder
+	// holds, and every file as the user's.
+	Native bool `json:"-"`
 }
 
 // Config describes a machine. It is a value: a driver copies what it keeps.
@@ -207,9 +211,8 @@ type Offload struct {
 	Segment, Header uint16
 }
 
-// Share is a folder of the host that the guest mounts by its tag. A driver whose
-// hypervisor serves folders itself uses Path and ReadOnly, the others attach
-// Server to a device.
+// Share is a folder of the host that the guest mounts by its tag. Server is attached
+// to a device (Caps.Folders); without one, the hypervisor serves Path (Caps.Native).
 type Share struct {
 	Tag      string // at most 36 letters, digits, dashes and underscores
 	Path     string

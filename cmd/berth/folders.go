@@ -15,8 +15,8 @@ import (
 
 // openFolders opens the folders that the configuration lends to the machine.
 // Berth's own are made first: the guest must not be able to put its own there.
-func openFolders(m machine.Machine, c machine.Config, log *slog.Logger) func(context.Context, bool) ([]daemon.Folder, error) {
-	return func(_ context.Context, device bool) ([]daemon.Folder, error) {
+func openFolders(m machine.Machine, c machine.Config, log *slog.Logger) func(context.Context, vm.Caps) ([]daemon.Folder, error) {
+	return func(_ context.Context, caps vm.Caps) ([]daemon.Folder, error) {
 		folders, err := m.Folders(c)
 		if err != nil {
 			return nil, err
@@ -32,9 +32,11 @@ func openFolders(m machine.Machine, c machine.Config, log *slog.Logger) func(con
 		var open []daemon.Folder
 		for i, f := range folders {
 			lent := daemon.Folder{Names: f.Names, Share: vm.Share{Tag: fmt.Sprintf("host%d", i), Path: f.Path, ReadOnly: f.ReadOnly}}
-			if device {
+			switch {
+			case f.Native && caps.Native:
+			case caps.Folders:
 				lent.Server, err = newDevice(f, m.Private(), each, log)
-			} else {
+			default:
 				lent.Stream, err = ninep.New(f.Path, ninep.Options{ReadOnly: f.ReadOnly, Hidden: m.Private(), Files: each, Log: log})
 			}
 			if err != nil {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -173,12 +172,16 @@ func (m *machine) mountShares(hurry <-chan struct{}) {
 	if len(shares) == 0 {
 		return
 	}
-	modules := "virtiofs"
-	if slices.ContainsFunc(shares, func(s wire.Share) bool { return s.Protocol == wire.Share9P }) {
-		modules = "9p"
+	var modules []string // in groups; one that is named twice is loaded once
+	for _, s := range shares {
+		if s.Protocol == wire.Share9P {
+			modules = append(modules, "9p")
+		} else {
+			modules = append(modules, "virtiofs")
+		}
 	}
 	err := m.phases.run("shares", func() error {
-		return errors.Join(loadCore(hurry, modules), mountShares(sharesDir, shares, m.mountFolder))
+		return errors.Join(loadCore(hurry, modules...), mountShares(sharesDir, shares, m.mountFolder))
 	})
 	if err != nil {
 		m.log.Error("cannot mount all of the host's folders", "err", err)

@@ -57,9 +57,10 @@ type Options struct {
 	Loopback func(ctx context.Context, l net.Listener, secret func() []byte) error
 
 	// Folders opens the host's folders that the guest may mount, if there are any:
-	// with a Server where machines have a device for them, else with a Stream. Those
+	// with a Server where machines have a device for them, else with a Stream, or with
+	// neither where the hypervisor is to serve them (caps says what there is). Those
 	// that are an io.Closer are closed when the machine has ended.
-	Folders func(ctx context.Context, device bool) ([]Folder, error)
+	Folders func(ctx context.Context, caps vm.Caps) ([]Folder, error)
 	// Streams gives the guest's streams that ask for a folder to its Stream, by the
 	// tag, likewise.
 	Streams func(ctx context.Context, l net.Listener, secret func() []byte, folder func(tag string) FolderStream) error
@@ -81,9 +82,9 @@ type Options struct {
 
 // Folder is one folder of the host that is lent to the guest.
 type Folder struct {
-	vm.Share
-	Names  []string     // on the host, Share.Path among them
-	Stream FolderStream // instead of Share.Server
+	vm.Share              // without a Server and a Stream, the hypervisor serves it
+	Names    []string     // on the host, Share.Path among them
+	Stream   FolderStream // instead of Share.Server
 }
 
 // FolderStream serves a folder by 9P over streams of the guest's.

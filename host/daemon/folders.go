@@ -51,6 +51,9 @@ func (d *daemon) lentFolders() []api.Lent {
 		if f.ReadOnly {
 			how = "to read"
 		}
+		if f.Stream == nil && f.Server == nil {
+			how += ", by the hypervisor"
+		}
 		out = append(out, api.Lent{What: "folder", Detail: f.Path + " " + how})
 	}
 	return out

@@ -28,7 +28,7 @@ func TestFolders(t *testing.T) {
 	var welcome wire.Welcome
 	b := newBench(t, fakeguest.Options{Welcome: func(w wire.Welcome) { welcome = w }})
 	server := &folderServer{}
-	b.Folders = func(context.Context, bool) ([]Folder, error) {
+	b.Folders = func(context.Context, vm.Caps) ([]Folder, error) {
 		return []Folder{{Share: vm.Share{Tag: "host0", Path: "/real", ReadOnly: true, Server: server}, Names: []string{"/real", "/link"}}}, nil
 	}
 	b.run(t)
@@ -72,8 +72,8 @@ func TestFolderStreams(t *testing.T) {
 	var welcome wire.Welcome
 	b := newBench(t, fakeguest.Options{Welcome: func(w wire.Welcome) { welcome = w }})
 	server := &stream{}
-	b.Folders = func(_ context.Context, device bool) ([]Folder, error) {
-		if device {
+	b.Folders = func(_ context.Context, caps vm.Caps) ([]Folder, error) {
+		if caps.Folders {
 			t.Error("the fake machine has no device for folders")
 		}
 		return []Folder{{Share: vm.Share{Tag: "host0", Path: "/real"}, Names: []string{"/real"}, Stream: server}}, nil
@@ -104,10 +104,27 @@ func TestFolderStreams(t *testing.T) {
 	}
 }
 
+// TestNativeFolders has a folder that the hypervisor serves.
+func TestNativeFolders(t *testing.T) {
+	d := &daemon{folders: []Folder{
+		{Share: vm.Share{Tag: "host0", Path: "/real"}, Names: []string{"/real"}},
+		{Share: vm.Share{Tag: "host1", Path: "/other"}, Names: []string{"/other"}, Stream: &stream{}},
+	}}
+	if got := d.shares(); len(got) != 1 || got[0].Tag != "host0" {
+		t.Errorf("the driver is given %+v", got)
+	}
+	if got := d.welcomeShares(); len(got) != 2 || got[0].Protocol != wire.ShareVirtiofs || got[1].Protocol != wire.Share9P {
+		t.Errorf("the guest is told %+v", got)
+	}
+	if got := d.lentFolders(); got[0].Detail != "/real to read and write, by the hypervisor" || got[1].Detail != "/other to read and write" {
+		t.Errorf("the user is told %+v", got)
+	}
+}
+
 func TestFoldersFail(t *testing.T) {
 	b := newBench(t, fakeguest.Options{})
 	server := &folderServer{}
-	b.Folders = func(context.Context, bool) ([]Folder, error) {
+	b.Folders = func(context.Context, vm.Caps) ([]Folder, error) {
 		return []Folder{{Share: vm.Share{Tag: "host0", Server: server}}}, errors.New("cannot share /gone: see default.yaml")
 	}
 	b.run(t)

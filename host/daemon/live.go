@@ -140,7 +140,7 @@ func (d *daemon) prepareHost(ctx context.Context) error {
 	}
 	if err == nil && d.o.Folders != nil {
 		err = d.phase(ctx, "folders", func() (err error) {
-			d.folders, err = d.o.Folders(ctx, d.caps.Folders)
+			d.folders, err = d.o.Folders(ctx, d.caps)
 			return err
 		})
 	}

@@ -88,7 +88,8 @@ const defaultConfig = `# The configuration of a Berth machine; it is read when t
 #dns: [192.0.2.53]       # instead of the host's resolvers
 #proxy: {http: "http://proxy:3128", https: "http://proxy:3128", no: "localhost"}
 #ca-bundle: ` + rootsExample + `
-#shares: ` + defaultSharesText + `# folders that containers may mount; {path: ~/data, read-only: true} for one that is only to be read
+#shares: ` + defaultSharesText + `# folders that containers may mount; {path: ~/data, read-only: true} for one that is only to be read;
+                         # native: true on macOS: by the system's own virtiofs, faster, and no owners are remembered
 `
 
 // DefaultConfig is the configuration of a machine whose file says nothing.

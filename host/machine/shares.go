@@ -13,10 +13,14 @@ import (
 )
 
 // Share is a folder of the host that the configuration lends to the machine,
-// written as its path, or as {path: PATH, read-only: true}.
+// written as its path, or as {path: PATH, read-only: true, native: true}.
 type Share struct {
 	Path     string `yaml:"path" json:"path"` // absolute, or below the user's home: "~/src"
 	ReadOnly bool   `yaml:"read-only,omitempty" json:"readOnly,omitempty"`
+	// Native leaves the folder to the hypervisor where that can serve folders by
+	// virtiofs: Apple's. It is the hypervisor that then decides what links in the
+	// folder lead to, and no owner or mode is remembered for containers.
+	Native bool `yaml:"native,omitempty" json:"native,omitempty"`
 
 	optional bool // a default: one that is not there is left out
 }
@@ -51,8 +55,9 @@ func (s *Shares) UnmarshalYAML(n *yaml.Node) error {
 				case key.Value == "path" && value.Kind == yaml.ScalarNode:
 					share.Path = value.Value
 				case key.Value == "read-only" && value.Decode(&share.ReadOnly) == nil:
+				case key.Value == "native" && value.Decode(&share.Native) == nil:
 				default:
-					return fmt.Errorf("line %d: a share has a path and may be read-only: true, not %q", key.Line, key.Value)
+					return fmt.Errorf("line %d: a share has a path and may be read-only: true or native: true, not %q", key.Line, key.Value)
 				}
 			}
 		default:
@@ -68,7 +73,7 @@ func (s *Shares) UnmarshalYAML(n *yaml.Node) error {
 
 // MarshalYAML writes a Share as the user does.
 func (s Share) MarshalYAML() (any, error) {
-	if !s.ReadOnly {
+	if !s.ReadOnly && !s.Native {
 		return s.Path, nil
 	}
 	type plain Share
@@ -96,12 +101,14 @@ type Folder struct {
 	Path     string   // without symbolic links
 	Names    []string // all the host's names for it that are known: Path, and what the user wrote
 	ReadOnly bool
+	Native   bool // see Share
 }
 
 // Folders resolves the configuration's shares. A folder inside another is left
 // out, unless it may be written to and the other not, or has a name that does not
-// lead there through the other. A folder may hold Berth's own files, which stay
-// invisible, but not lie among them.
+// lead there through the other, or is native and the other not. A folder may hold
+// Berth's own files, which stay invisible, unless it is native; none may lie among
+// them.
 func (m Machine) Folders(c Config) ([]Folder, error) {
 	var all []Folder
 	for _, s := range c.Shares {
@@ -113,6 +120,8 @@ func (m Machine) Folders(c Config) ([]Folder, error) {
 			return nil, fmt.Errorf("shares: %w: see %s", err, m.ConfigFile)
 		case m.isPrivate(f.Path):
 			return nil, fmt.Errorf("shares: %s holds Berth's own files, which no machine may see: see %s", s.Path, m.ConfigFile)
+		case s.Native && m.holdsPrivate(f.Path):
+			return nil, fmt.Errorf("shares: %s holds Berth's own files, which native: true cannot hide from the machine: leave it out, or share the folders in it: see %s", s.Path, m.ConfigFile)
 		}
 		all = append(all, f)
 	}
@@ -155,13 +164,14 @@ func keep(kept *[]Folder, f Folder) error {
 		case !f.ReadOnly && outer.ReadOnly:
 			continue
 		case f.Path == outer.Path:
+			outer.Native = outer.Native || f.Native
 			for _, name := range f.Names {
 				if !slices.Contains(outer.Names, name) {
 					outer.Names = append(outer.Names, name)
 				}
 			}
 			return nil
-		case outer.covers(f):
+		case outer.covers(f) && f.Native == outer.Native:
 			return nil
 		}
 	}
@@ -184,7 +194,7 @@ func (s Share) resolve() (Folder, error) {
 	} else if !st.IsDir() {
 		return Folder{}, fmt.Errorf("cannot share %s: it is not a folder", s.Path)
 	}
-	f := Folder{Path: real, Names: []string{real}, ReadOnly: s.ReadOnly}
+	f := Folder{Path: real, Names: []string{real}, ReadOnly: s.ReadOnly, Native: s.Native}
 	if path != real {
 		f.Names = append(f.Names, path)
 	}
@@ -221,6 +231,25 @@ func (m Machine) isPrivate(path string) bool {
 	for _, dir := range m.Private() {
 		if real, err := filepath.EvalSymlinks(dir); err == nil && inside(path, real) {
 			return true
+		}
+	}
+	return false
+}
+
+// holdsPrivate says whether any of Berth's own folders lies in the folder real, or
+// will.
+func (m Machine) holdsPrivate(real string) bool {
+	for _, dir := range m.Private() {
+		for rest := ""; ; dir, rest = filepath.Dir(dir), filepath.Join(filepath.Base(dir), rest) {
+			if found, err := filepath.EvalSymlinks(dir); err == nil {
+				if inside(filepath.Join(found, rest), real) {
+					return true
+				}
+				break
+			}
+			if dir == filepath.Dir(dir) {
+				break
+			}
 		}
 	}
 	return false

@@ -15,11 +15,11 @@ func TestSharesConfig(t *testing.T) {
 	t.Setenv("HOME", home)
 	t.Setenv("USERPROFILE", home)
 	data := filepath.Join(home, "data")
-	c, err := ParseConfig([]byte("shares:\n- ~\n- ~/src\n- {path: "+filepath.ToSlash(data)+", read-only: true}\n"), "f")
+	c, err := ParseConfig([]byte("shares:\n- ~\n- ~/src\n- {path: "+filepath.ToSlash(data)+", read-only: true}\n- {path: ~/fast, native: true}\n"), "f")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Shares{{Path: "~"}, {Path: "~/src"}, {Path: filepath.ToSlash(data), ReadOnly: true}}
+	want := Shares{{Path: "~"}, {Path: "~/src"}, {Path: filepath.ToSlash(data), ReadOnly: true}, {Path: "~/fast", Native: true}}
 	if len(c.Shares) != len(want) {
 		t.Fatalf("%+v", c.Shares)
 	}
@@ -34,7 +34,7 @@ func TestSharesConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := ParseConfig(body, "f")
-	if err != nil || len(again.Shares) != 3 || again.Shares[2] != want[2] {
+	if err != nil || len(again.Shares) != 4 || again.Shares[2] != want[2] || again.Shares[3] != want[3] {
 		t.Errorf("%+v, %v, read from\n%s", again.Shares, err, body)
 	}
 	if c, err := ParseConfig([]byte("shares: []\n"), "f"); err != nil || len(c.Shares) != 0 {
@@ -115,6 +115,10 @@ func TestFolders(t *testing.T) {
 		"both read-only":         {Shares{{Path: "a/b", ReadOnly: true}, {Path: "a", ReadOnly: true}}, "a:ro"},
 		"beside":                 {Shares{{Path: "a/b"}, {Path: "real"}}, "a/b real"},
 		"Berth's own inside":     {Shares{{Path: "."}}, "."},
+		"native":                 {Shares{{Path: "real", Native: true}}, "real:native"},
+		"native in another":      {Shares{{Path: "a"}, {Path: "a/b", Native: true}}, "a a/b:native"},
+		"in a native one":        {Shares{{Path: "a/b"}, {Path: "a", Native: true}}, "a:native a/b"},
+		"twice, once native":     {Shares{{Path: "a"}, {Path: "a", Native: true}}, "a:native"},
 		"a default that is gone": {Shares{{Path: "gone", optional: true}, {Path: "a", optional: true}}, "a"},
 	} {
 		folders, err := m.Folders(Config{Shares: below(top, c.shares)})
@@ -132,6 +136,9 @@ func TestFolders(t *testing.T) {
 			}
 			if f.ReadOnly {
 				s += ":ro"
+			}
+			if f.Native {
+				s += ":native"
 			}
 			got = append(got, s)
 		}
@@ -152,6 +159,7 @@ func TestFoldersRefused(t *testing.T) {
 		"a loop":                {Shares{{Path: "loop"}}, "loop"},
 		"Berth's own":           {Shares{{Path: "berth/data"}}, "Berth's own files"},
 		"Berth's own by a link": {Shares{{Path: "keys"}}, "Berth's own files"},
+		"native with Berth's":   {Shares{{Path: ".", Native: true}}, "native: true cannot hide"},
 		"read-only in writable": {Shares{{Path: "a"}, {Path: "a/b", ReadOnly: true}}, "read-only but lies in"},
 	} {
 		_, err := m.Folders(Config{Shares: below(top, c.shares)})

@@ -32,7 +32,7 @@ func configure(s spec) (*vz.VirtualMachineConfiguration, error) {
 		{"platform", setPlatform},
 		{"disks", setDisks},
 		{"network", setNetwork},
-		{"Rosetta", setRosetta},
+		{"folders", setFolders},
 		{"console", setConsole},
 		{"vsock", setVsock},
 		{"memory balloon", setBalloon},
@@ -127,22 +127,45 @@ func setNetwork(cfg *vz.VirtualMachineConfiguration, s spec) error {
 	return nil
 }
 
-// setRosetta attaches the one folder that the framework serves. All others would
-// show Berth's own files to the guest, so they are served over streams.
-func setRosetta(cfg *vz.VirtualMachineConfiguration, s spec) error {
-	if !s.rosetta {
+// setFolders attaches the folders that the framework serves: shares, and Rosetta's.
+func setFolders(cfg *vz.VirtualMachineConfiguration, s spec) error {
+	var all []vz.DirectorySharingDeviceConfiguration
+	add := func(tag string, share vz.DirectoryShare) error {
+		device, err := vz.NewVirtioFileSystemDeviceConfiguration(tag)
+		if err != nil {
+			return fmt.Errorf("%s: %w", tag, err)
+		}
+		device.SetDirectoryShare(share)
+		all = append(all, device)
 		return nil
 	}
-	share, err := rosettaShare()
-	if err != nil || share == nil {
-		return err
+	for _, f := range s.shares {
+		dir, err := vz.NewSharedDirectory(f.Path, f.ReadOnly)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+		share, err := vz.NewSingleDirectoryShare(dir)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+		if err := add(f.Tag, share); err != nil {
+			return err
+		}
 	}
-	device, err := vz.NewVirtioFileSystemDeviceConfiguration(devices.RosettaTag)
-	if err != nil {
-		return err
+	if s.rosetta {
+		share, err := rosettaShare()
+		if err != nil {
+			return fmt.Errorf("Rosetta: %w", err)
+		}
+		if share != nil {
+			if err := add(devices.RosettaTag, share); err != nil {
+				return err
+			}
+		}
 	}
-	device.SetDirectoryShare(share)
-	cfg.SetDirectorySharingDevicesVirtualMachineConfiguration([]vz.DirectorySharingDeviceConfiguration{device})
+	if len(all) > 0 {
+		cfg.SetDirectorySharingDevicesVirtualMachineConfiguration(all)
+	}
 	return nil
 }
 

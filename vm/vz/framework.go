@@ -45,6 +45,7 @@ type spec struct {
 	initrd      string
 	cmdline     string
 	disks       []vm.Disk
+	shares      []vm.Share // without servers
 	sync        Sync
 	rosetta     bool
 	nested      bool

@@ -199,6 +199,7 @@ func (m *machine) spec() spec {
 		initrd:      m.cfg.Initrd,
 		cmdline:     strings.Join(append(parameters, m.cfg.Cmdline...), " "),
 		disks:       m.cfg.Disks,
+		shares:      m.cfg.Shares,
 		sync:        SyncFull,
 		rosetta:     o.Rosetta,
 		nested:      o.Nested,

@@ -18,10 +18,10 @@
 //
 // # Folders
 //
-// The framework's own virtiofs would show Berth's files to the guest wherever a
-// shared folder holds them, so New refuses shares (Caps.Folders), and folders are
-// served over streams. Rosetta's folder is the exception: the framework makes it,
-// and the guest is told by a kernel parameter (guest/wire/devices).
+// Config.Shares are the framework's own virtiofs (Caps.Native). It can hide nothing
+// in them and remembers no owners, so that it has no place for a share's Server: who
+// needs one serves the folder over streams. Rosetta's folder is made by the
+// framework too, and the guest is told by a kernel parameter (guest/wire/devices).
 //
 // # Disks
 //
@@ -43,11 +43,14 @@ package vz
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"time"
 
+	"github.com/berthvm/berth/guest/wire/devices"
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/preflight"
 )
@@ -98,7 +101,7 @@ func (d *Driver) Probe(ctx context.Context) (vm.Caps, error) {
 	if err != nil {
 		return vm.Caps{}, err
 	}
-	return vm.Caps{Driver: "vz", Version: version, Acceleration: "hvf", Arch: runtime.GOARCH}, nil
+	return vm.Caps{Driver: "vz", Version: version, Acceleration: "hvf", Arch: runtime.GOARCH, Native: true}, nil
 }
 
 // New implements vm.Driver. Besides the checks of cfg it makes sure of the files
@@ -123,10 +126,26 @@ func (d *Driver) New(ctx context.Context, cfg vm.Config, dir string) (vm.Machine
 		return nil, err
 	}
 	for _, s := range cfg.Shares {
-		return nil, fmt.Errorf("share %q: machines of this driver have no device for shared folders", s.Tag)
+		if err := checkShare(s); err != nil {
+			return nil, fmt.Errorf("share %q: %w", s.Tag, err)
+		}
 	}
 	if err := d.fw.checkKernel(cfg.Kernel); err != nil {
 		return nil, err
 	}
 	return newMachine(d, cfg), nil
+}
+
+func checkShare(s vm.Share) error {
+	if s.Server != nil {
+		return errors.New("machines of this driver have no device for a server of folders")
+	}
+	if s.Tag == devices.RosettaTag {
+		return errors.New("the tag is Rosetta's")
+	}
+	st, err := os.Stat(s.Path)
+	if err == nil && !st.IsDir() {
+		err = fmt.Errorf("%s is not a folder", s.Path)
+	}
+	return err
 }

@@ -8,17 +8,19 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/berthvm/berth/guest/wire/devices"
 	"github.com/berthvm/berth/guest/wire/framed"
 	"github.com/berthvm/berth/vm"
 )
 
 func TestSpec(t *testing.T) {
 	d := newDriver(Options{StateDir: "/state", Rosetta: true}, nil)
-	s := newMachine(d, vm.Config{CPUs: 3, MemoryMiB: 1024, Cmdline: []string{"quiet", "root=/dev/vda"}}).spec()
+	shares := []vm.Share{{Tag: "host0", Path: "/Users/me"}}
+	s := newMachine(d, vm.Config{CPUs: 3, MemoryMiB: 1024, Cmdline: []string{"quiet", "root=/dev/vda"}, Shares: shares}).spec()
 	if s.cmdline != "console=hvc0 berth.streams=framed berth.rosetta=virtiofs quiet root=/dev/vda" || !framed.Requested(s.cmdline) {
 		t.Errorf("command line %q", s.cmdline)
 	}
-	if s.cpus != 3 || s.memoryBytes != 1<<30 || s.sync != SyncFull || !s.rosetta || s.nested {
+	if s.cpus != 3 || s.memoryBytes != 1<<30 || s.sync != SyncFull || !s.rosetta || s.nested || len(s.shares) != 1 || s.shares[0] != shares[0] {
 		t.Errorf("spec %+v", s)
 	}
 	if s.identifier != filepath.Join("/state", "vz-identifier") {
@@ -127,6 +129,11 @@ func TestState(t *testing.T) {
 	}
 }
 
+type server struct{}
+
+func (server) HandleRequest(_, _ [][]byte) int { return 0 }
+func (server) Reset() error                    { return nil }
+
 func TestNewRefuses(t *testing.T) {
 	kernel := filepath.Join(t.TempDir(), "Image")
 	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
@@ -137,9 +144,15 @@ func TestNewRefuses(t *testing.T) {
 		"kernel": func(c *vm.Config, _ *Options) { c.Kernel = kernel + "x" },
 		"initrd": func(c *vm.Config, _ *Options) { c.Initrd = filepath.Dir(kernel) },
 		"disk":   func(c *vm.Config, _ *Options) { c.Disks = []vm.Disk{{Path: kernel + "x"}} },
-		"share":  func(c *vm.Config, _ *Options) { c.Shares = []vm.Share{{Tag: "a", Path: filepath.Dir(kernel)}} },
-		"cpus":   func(c *vm.Config, _ *Options) { c.CPUs = 99 },
-		"sync":   func(_ *vm.Config, o *Options) { o.Sync = "none" },
+		"share":  func(c *vm.Config, _ *Options) { c.Shares = []vm.Share{{Tag: "a", Path: kernel}} },
+		"server": func(c *vm.Config, _ *Options) {
+			c.Shares = []vm.Share{{Tag: "a", Path: filepath.Dir(kernel), Server: server{}}}
+		},
+		"tag": func(c *vm.Config, _ *Options) {
+			c.Shares = []vm.Share{{Tag: devices.RosettaTag, Path: filepath.Dir(kernel)}}
+		},
+		"cpus": func(c *vm.Config, _ *Options) { c.CPUs = 99 },
+		"sync": func(_ *vm.Config, o *Options) { o.Sync = "none" },
 	} {
 		cfg, o := good, Options{}
 		change(&cfg, &o)
