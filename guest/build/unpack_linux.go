@@ -5,10 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -16,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/continuity/sysx"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/cache"
@@ -28,7 +25,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 // errUnlike says that an image's layers are not, one for one, the snapshots they
@@ -36,7 +32,7 @@ import (
 var errUnlike = errors.New("the layers are not the build's snapshots")
 
 // unpack makes the snapshots that containers of an image stand on. The files are
-// there, in the snapshots of the build: they are linked, and neither decompressed
+// there, in the snapshots of the build: they are shared, and neither decompressed
 // nor copied. What the image has for other platforms stays packed.
 func (e *imageExport) unpack(ctx context.Context, src *exporter.Source, target ocispec.Descriptor, sessionID string) error {
 	matcher := platforms.Only(platforms.DefaultSpec())
@@ -64,15 +60,15 @@ func (e *imageExport) unpack(ctx context.Context, src *exporter.Source, target o
 		return err
 	}
 	group := session.NewGroup(sessionID)
-	err = e.link(ctx, ref, manifest, group)
+	err = e.share(ctx, ref, manifest, group)
 	if errors.Is(err, errUnlike) {
 		return e.w.store.Unpack(ctx, target)
 	}
 	return err
 }
 
-// link makes the chain of snapshots of a manifest from the layers of ref.
-func (e *imageExport) link(ctx context.Context, ref cache.ImmutableRef, manifest ocispec.Manifest, group session.Group) error {
+// share makes the chain of snapshots of a manifest from the layers of ref.
+func (e *imageExport) share(ctx context.Context, ref cache.ImmutableRef, manifest ocispec.Manifest, group session.Group) error {
 	remotes, err := ref.GetRemotes(ctx, false, cacheconfig.RefConfig{Compression: e.Config().Compression()}, false, group)
 	if err != nil {
 		return err
@@ -91,7 +87,7 @@ func (e *imageExport) link(ctx context.Context, ref cache.ImmutableRef, manifest
 		diffs = append(diffs, digest.Digest(blob.Annotations[labels.LabelUncompressed]))
 	}
 	names := identity.ChainIDs(append([]digest.Digest(nil), diffs...))
-	l := linker{e.w, group}
+	l := sharer{e.w, group}
 	if err := l.hold(ctx, names); err != nil {
 		return err
 	}
@@ -112,14 +108,14 @@ func (e *imageExport) link(ctx context.Context, ref cache.ImmutableRef, manifest
 	return err
 }
 
-// linker makes snapshots of links.
-type linker struct {
+// sharer makes snapshots with the files of others.
+type sharer struct {
 	w     *buildWorker
 	group session.Group
 }
 
 // hold keeps the snapshots under ctx's lease, also those that are there already.
-func (l linker) hold(ctx context.Context, names []digest.Digest) error {
+func (l sharer) hold(ctx context.Context, names []digest.Digest) error {
 	id, _ := leases.FromContext(ctx)
 	for _, n := range names {
 		r := leases.Resource{ID: n.String(), Type: "snapshots/" + l.w.Snapshotter.Name()}
@@ -131,13 +127,13 @@ func (l linker) hold(ctx context.Context, names []digest.Digest) error {
 }
 
 // snapshot makes the snapshot name on parent, with what layer has of its own.
-func (l linker) snapshot(ctx context.Context, name, parent string, layer cache.ImmutableRef) error {
+func (l sharer) snapshot(ctx context.Context, name, parent string, layer cache.ImmutableRef) error {
 	parts := l.w.store.Parts()
 	ctx = namespaces.WithNamespace(ctx, parts.Namespace)
 	if _, err := parts.Snapshotter.Stat(ctx, name); err == nil || !errdefs.IsNotFound(err) {
 		return err
 	}
-	source, err := layer.Mount(ctx, true, l.group)
+	source, err := layer.Mount(ctx, true, l.group) // unpacks it, if it is one that is not yet
 	if err != nil {
 		return err
 	}
@@ -148,15 +144,15 @@ func (l linker) snapshot(ctx context.Context, name, parent string, layer cache.I
 	if release != nil {
 		defer func() { _ = release() }()
 	}
-	key := "link-" + rand.Text()
+	key := "share-" + rand.Text()
 	to, err := parts.Snapshotter.Prepare(ctx, key, parent)
 	if err != nil {
 		return err
 	}
 	top, own := topDir(from, "lowerdir="), topDir(to, "upperdir=")
-	if top == "" || own == "" {
+	if top == "" || own == "" || stands(to, top) {
 		err = errUnlike
-	} else if err = linkTree(top, own); err == nil {
+	} else if err = parts.Share(top, own); err == nil {
 		err = parts.Snapshotter.Commit(ctx, name, key)
 	}
 	if err != nil {
@@ -166,6 +162,34 @@ func (l linker) snapshot(ctx context.Context, name, parent string, layer cache.I
 		return nil
 	}
 	return err
+}
+
+// stands says whether mounts have a directory below the top already, if by another
+// name. An overlay cannot have one twice: an image with two equal layers that are one
+// snapshot.
+func stands(mounts []mount.Mount, dir string) bool {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false // as a mount will say
+	}
+	for _, d := range lowerDirs(mounts) {
+		if r, err := filepath.EvalSymlinks(d); err == nil && r == real {
+			return true
+		}
+	}
+	return false
+}
+
+// lowerDirs are the directories below the top of an overlay.
+func lowerDirs(mounts []mount.Mount) []string {
+	for _, m := range mounts {
+		for _, o := range m.Options {
+			if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
+				return strings.Split(dirs, ":")
+			}
+		}
+	}
+	return nil
 }
 
 // topDir returns the uppermost directory that mounts name in an overlay's option, or
@@ -187,61 +211,4 @@ func topDir(mounts []mount.Mount, option string) string {
 		}
 	}
 	return ""
-}
-
-// linkTree makes to, an empty directory, like from: directories are made anew, all
-// else is linked. Nothing of either tree is ever changed afterwards.
-func linkTree(from, to string) error {
-	entries, err := os.ReadDir(from)
-	if err != nil {
-		return err
-	}
-	for _, d := range entries {
-		src, dst := filepath.Join(from, d.Name()), filepath.Join(to, d.Name())
-		if !d.IsDir() {
-			if err := os.Link(src, dst); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := os.Mkdir(dst, 0o700); err != nil {
-			return err
-		}
-		if err := linkTree(src, dst); err != nil {
-			return err
-		}
-	}
-	return copyDir(from, to)
-}
-
-// copyDir gives a directory another's owner, mode, attributes and times.
-func copyDir(from, to string) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(from, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: from, Err: err}
-	}
-	if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	if err := unix.Chmod(to, st.Mode&0o7777); err != nil {
-		return &os.PathError{Op: "chmod", Path: to, Err: err}
-	}
-	names, err := sysx.LListxattr(from)
-	if err != nil {
-		return &os.PathError{Op: "listxattr", Path: from, Err: err}
-	}
-	for _, n := range names {
-		// Overlayfs's own of a mounted layer mean the directory they are on.
-		if strings.HasPrefix(n, "trusted.overlay.") && n != "trusted.overlay.opaque" {
-			continue
-		}
-		value, err := sysx.LGetxattr(from, n)
-		if err == nil {
-			err = sysx.LSetxattr(to, n, value, 0)
-		}
-		if err != nil {
-			return &os.PathError{Op: "copy attribute " + n, Path: to, Err: err}
-		}
-	}
-	return os.Chtimes(to, time.Unix(st.Atim.Unix()), time.Unix(st.Mtim.Unix()))
 }

@@ -2,9 +2,7 @@ package build
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 )
@@ -29,36 +27,29 @@ func TestTopDir(t *testing.T) {
 	}
 }
 
-// TestLinkTree: the copy is like the original, and its files are the same.
-func TestLinkTree(t *testing.T) {
-	from, to := t.TempDir(), t.TempDir()
-	old := time.Unix(1e9, 0)
-	for _, step := range []error{
-		os.MkdirAll(from+"/d/sub", 0o755), os.WriteFile(from+"/d/f", []byte("x"), 0o640), os.Symlink("/etc/passwd", from+"/d/l"),
-		os.Chmod(from+"/d/sub", 0o2750|os.ModeSetgid), os.Chtimes(from+"/d/sub", old, old), os.Chtimes(from+"/d", old, old),
-		linkTree(from, to),
-	} {
-		if step != nil {
-			t.Fatal(step)
-		}
-	}
-	for _, name := range []string{"d/f", "d/l"} {
-		a, err := os.Lstat(filepath.Join(from, name))
+// TestStands: a directory is known by whatever name it has.
+func TestStands(t *testing.T) {
+	dir := t.TempDir()
+	for _, err := range []error{os.Mkdir(dir+"/a", 0o700), os.Mkdir(dir+"/b", 0o700), os.Symlink("a", dir+"/link")} {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := os.Lstat(filepath.Join(to, name)); err != nil || !os.SameFile(a, b) {
-			t.Errorf("%s is not the same file: %v", name, err)
-		}
 	}
-	for _, name := range []string{"d", "d/sub"} {
-		a, _ := os.Lstat(filepath.Join(from, name))
-		b, err := os.Lstat(filepath.Join(to, name))
-		if err != nil || a.Mode() != b.Mode() || !b.ModTime().Equal(old) {
-			t.Errorf("%s: %v, %v of %v, want %v of %v", name, err, b.Mode(), b.ModTime(), a.Mode(), old)
-		}
+	on := func(lower string) []mount.Mount {
+		return []mount.Mount{{Type: "overlay", Options: []string{"upperdir=" + dir + "/b", "lowerdir=" + lower}}}
 	}
-	if err := linkTree(from, to); err == nil {
-		t.Error("a tree that is not empty was taken")
+	for _, c := range []struct {
+		mounts []mount.Mount
+		want   bool
+	}{
+		{on(dir + "/b:" + dir + "/a"), true},
+		{on(dir + "/link"), true},
+		{on(dir + "/b"), false},
+		{on(dir + "/none"), false},
+		{[]mount.Mount{{Type: "bind", Source: dir + "/a"}}, false},
+	} {
+		if got := stands(c.mounts, dir+"/a"); got != c.want {
+			t.Errorf("%v: %v, want %v", c.mounts, got, c.want)
+		}
 	}
 }

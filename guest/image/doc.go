@@ -11,6 +11,9 @@
 // container writes to no database. What the layer stands on is kept from the
 // garbage collector by one lease per image in use.
 //
+// A builder's snapshot and the layer of the image made of it share one directory, see
+// guest/image/trees and Parts.
+//
 // An image's identity is the digest of what its name points at: an index, or a
 // manifest. Errors are marked with github.com/containerd/errdefs: ErrNotFound,
 // ErrConflict, ErrInvalidArgument, ErrUnauthenticated, ErrPermissionDenied,

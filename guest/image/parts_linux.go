@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -32,6 +33,10 @@ type Parts struct {
 	// Images is for reading only: names are moved by Store.Name.
 	Images  images.Store
 	Collect func(context.Context) (gc.Stats, error)
+	// Share gives a snapshot that is being made the files of a committed one, which
+	// it may outlive, instead of its own. Both are named by what they mount: the
+	// uppermost directory.
+	Share func(from, to string) error
 	// Hosts says how a registry is reached. It gives no credentials.
 	Hosts docker.RegistryHosts
 	// Transport makes the requests that go elsewhere than to a registry.
@@ -43,8 +48,8 @@ func (s *Store) Parts() Parts {
 	return Parts{
 		Namespace: namespace, SnapshotterName: snapshotter,
 		Content: s.content, Snapshotter: durable{s.snap, s.root}, Leases: s.leases, Images: s.images,
-		Collect: s.garbageCollect,
-		Hosts:   s.registry.Hosts(), Transport: s.registry.Transport(),
+		Collect: s.garbageCollect, Share: s.share,
+		Hosts: s.registry.Hosts(), Transport: s.registry.Transport(),
 	}
 }
 
@@ -87,6 +92,25 @@ func (s *Store) Unpack(ctx context.Context, target ocispec.Descriptor) error {
 	children := checkChildren(images.ChildrenHandler(s.content))
 	children = images.SetChildrenMappedLabels(s.content, children, images.ChildGCLabels)
 	return s.unpack(ctx, images.FilterPlatforms(children, match), match, newReporter(nil), target)
+}
+
+func (s *Store) share(from, to string) error {
+	name := func(dir string) (string, error) {
+		snapshot := filepath.Dir(dir)
+		if filepath.Dir(snapshot) != s.layersPath() {
+			return "", fmt.Errorf("%s is no layer", dir)
+		}
+		return filepath.Base(snapshot), nil
+	}
+	source, err := name(from)
+	if err != nil {
+		return err
+	}
+	target, err := name(to)
+	if err != nil {
+		return err
+	}
+	return s.trees.Share(source, target)
 }
 
 // durable is a snapshotter whose commits survive a power cut: the database must

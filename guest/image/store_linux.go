@@ -34,6 +34,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/berthvm/berth/guest/image/registry"
+	"github.com/berthvm/berth/guest/image/trees"
 )
 
 const (
@@ -65,6 +66,7 @@ type Store struct {
 	snap    snapshots.Snapshotter
 	backend snapshots.Snapshotter // of snap, without the metadata
 	layerDB *storage.MetaStore    // of backend
+	trees   *trees.Trees          // of backend
 	leases  leases.Manager
 	images  images.Store
 	applier diff.Applier
@@ -137,6 +139,7 @@ func (s *Store) openStores() error {
 	if s.layerDB, err = storage.NewMetaStore(s.path("layers.db")); err != nil {
 		return err
 	}
+	s.trees = trees.New(s.layersPath(), s.path("trees"))
 	s.backend, err = overlay.NewSnapshotter(s.path("snapshots"), overlay.AsynchronousRemove, overlay.WithUpperdirLabel, overlay.WithMetaStore(s.layerDB))
 	if err != nil {
 		return err
@@ -208,8 +211,11 @@ func (s *Store) recover(ctx context.Context) error {
 	return nil
 }
 
+// layersPath is where backend has its snapshots' directories.
+func (s *Store) layersPath() string { return s.path("snapshots", "snapshots") }
+
 // recoverLayers removes the directories of layers that the snapshotter knows
-// nothing of. A process that died while it made one leaves such a directory, and
+// nothing of, and those shared by none. A process that died while it made one leaves such a directory, and
 // its number, which is given out again, cannot be used. The snapshotter's own
 // Cleanup does the same but writes, and so flushes, each time.
 func (s *Store) recoverLayers(ctx context.Context) error {
@@ -221,7 +227,7 @@ func (s *Store) recoverLayers(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	dirs, err := os.ReadDir(s.path("snapshots", "snapshots"))
+	dirs, err := os.ReadDir(s.layersPath())
 	if err != nil {
 		return err
 	}
@@ -229,11 +235,11 @@ func (s *Store) recoverLayers(ctx context.Context) error {
 		if _, ok := known[d.Name()]; ok {
 			continue
 		}
-		if err := os.RemoveAll(s.path("snapshots", "snapshots", d.Name())); err != nil {
+		if err := os.RemoveAll(filepath.Join(s.layersPath(), d.Name())); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.trees.Sweep()
 }
 
 // Close waits for a running collection and closes the databases. Operations under
@@ -323,12 +329,16 @@ func (s *Store) collect(ctx context.Context) error {
 	return err
 }
 
+// garbageCollect removes what the databases do not refer to.
 func (s *Store) garbageCollect(ctx context.Context) (gc.Stats, error) {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
 	s.forget()
 	stats, err := s.db.GarbageCollect(ctx)
 	s.forget()
+	if err == nil {
+		err = s.trees.Sweep()
+	}
 	return stats, err
 }
 
