@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -155,37 +153,4 @@ func (s *Store) SharedSizes(ctx context.Context, list []Image) (map[digest.Diges
 		shared[img.ID] = total
 	}
 	return shared, nil
-}
-
-// DiskUsage measures the whole store.
-func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
-	ctx = s.ctx(ctx)
-	var du DiskUsage
-	err := s.content.Walk(ctx, func(info content.Info) error {
-		du.Content += info.Size
-		return nil
-	})
-	if err != nil {
-		return du, err
-	}
-	err = s.snap.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-		usage, err := s.snap.Usage(ctx, info.Name)
-		du.Layers += usage.Size
-		return err
-	})
-	if err != nil {
-		return du, err
-	}
-	for _, key := range s.RootfsKeys() {
-		r, err := s.Rootfs(ctx, key)
-		if err != nil {
-			continue // removed meanwhile
-		}
-		rw, err := r.Usage(ctx)
-		if err != nil {
-			return du, err
-		}
-		du.Containers += rw
-	}
-	return du, nil
 }

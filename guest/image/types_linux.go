@@ -159,10 +159,12 @@ type Pruned struct {
 	Reclaimed int64 // bytes
 }
 
-// DiskUsage is what the store takes on the disk, in bytes.
+// DiskUsage is what the store takes on the disk, in bytes. Parts of its content and
+// its layers are not of images but of a builder's cache.
 type DiskUsage struct {
 	Content    int64 // blobs
-	Layers     int64 // unpacked layers
+	Layers     int64 // unpacked layers, those that share their files once
+	Images     int64 // what images have of both
 	Containers int64 // writable layers
 }
 

@@ -642,7 +642,7 @@ func (s *Service) DiskUsage(ctx context.Context) (*apiimage.DiskUsage, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &apiimage.DiskUsage{TotalCount: int64(len(list)), TotalSize: total.Content + total.Layers}
+	u := &apiimage.DiskUsage{TotalCount: int64(len(list)), TotalSize: total.Images}
 	for _, img := range list {
 		if img.Containers > 0 {
 			u.ActiveCount++
