@@ -313,17 +313,14 @@ func TestBuildCancelled(t *testing.T) {
 	for _, b := range h.builders() {
 		t.Run(b.name, func(t *testing.T) {
 			mark := "cancel-" + b.name
-			dir := buildContext(t, map[string]string{"Dockerfile": fmt.Sprintf("FROM hello\nRUN : %s; trap '' INT TERM; sleep 600 & sleep 600\n", mark)})
+			dir := buildContext(t, map[string]string{"Dockerfile": fmt.Sprintf("FROM hello\nRUN : %s; trap '' INT TERM; sleep 600 & sleep 600; :\n", mark)})
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			cmd := b.command(ctx, "build", dir)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the step's start", func() bool {
-				return h.berth().ok(t, "ssh", "grep -l "+mark+" /proc/[0-9]*/cmdline | grep -v self | head -n 1; true") != "" &&
-					h.berth().ok(t, "ssh", "cat /sys/fs/cgroup/berth-build/*/cgroup.procs 2>/dev/null | head -n 1; true") != ""
-			})
+			h.stepRuns(t, mark)
 			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}
