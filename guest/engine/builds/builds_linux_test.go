@@ -1,6 +1,7 @@
 package builds
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/moby/api/types/jsonstream"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/berthvm/berth/guest/engine/filter"
@@ -70,6 +72,24 @@ func TestClassicFailure(t *testing.T) {
 	var ours *ExitError
 	if !errors.As(c.failed(exit), &ours) || ours.Code != 3 {
 		t.Errorf("the code is %v", ours)
+	}
+}
+
+// TestTraceWarnings: a client that knows no warnings is told as a step would.
+func TestTraceWarnings(t *testing.T) {
+	var got controlapi.StatusResponse
+	trace := Trace(func(m jsonstream.Message) {
+		var body []byte
+		if err := json.Unmarshal(*m.Aux, &body); err != nil || m.ID != "moby.buildkit.trace" {
+			t.Fatalf("%s, %v", m.ID, err)
+		}
+		if err := proto.Unmarshal(body, &got); err != nil {
+			t.Fatal(err)
+		}
+	})
+	trace.status(&controlapi.StatusResponse{Warnings: []*controlapi.VertexWarning{{Vertex: "v", Short: []byte("careful")}}})
+	if len(got.Logs) != 1 || got.Logs[0].Vertex != "v" || string(got.Logs[0].Msg) != "WARNING: careful\n" || len(got.Warnings) != 1 {
+		t.Errorf("the client is told %v", &got)
 	}
 }
 
