@@ -14,6 +14,8 @@ import (
 	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/executor"
+	resources "github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/exporter"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	"github.com/moby/buildkit/frontend"
@@ -117,6 +119,21 @@ func (w *buildWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, s
 		}
 	}
 	return w.Worker.ResolveOp(v, s, sm, proxy)
+}
+
+// Executor implements worker.Worker: it is for the containers that frontends are or
+// start, which may be for any architecture and are not told apart.
+func (w *buildWorker) Executor() executor.Executor { return anyArch{w.Worker.Executor()} }
+
+// anyArch has the kernel run the programs of all architectures that it can.
+type anyArch struct{ executor.Executor }
+
+// Run implements executor.Executor.
+func (a anyArch) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resources.Recorder, error) {
+	if err := binfmt.Need(binfmt.Emulated()); err != nil {
+		return nil, err
+	}
+	return a.Executor.Run(ctx, id, root, mounts, process, started)
 }
 
 func (b *Builder) labels(parts image.Parts) map[string]string {
