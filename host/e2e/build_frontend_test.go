@@ -18,19 +18,9 @@ const dockerfileFrontend = "github.com/moby/buildkit/frontend/dockerfile/cmd/doc
 func TestBuildSyntax(t *testing.T) {
 	needFull(t) // compiles the frontend
 	h := machine(t)
-	image := buildContext(t, map[string]string{
-		"Dockerfile": "FROM scratch\nLABEL moby.buildkit.frontend.network.none=\"true\"\nLABEL moby.buildkit.frontend.caps=\"moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests,moby.buildkit.frontend.contexts\"\n" +
-			"COPY frontend /bin/frontend\nENTRYPOINT [\"/bin/frontend\"]\n",
-	})
-	build := exec.Command("go", "build", "-o", filepath.Join(image, "frontend"), dockerfileFrontend)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	ref := suite.registry.image("e2e-frontend:1")
 	c := h.berth()
-	c.ok(t, "buildx", "build", "-q", "--push", "-t", ref, image)
-	c.ok(t, "rmi", ref)
+	ref := suite.registry.image("e2e-frontend:1")
+	frontendImage(t, c, ref, exec.Command("go", "build", dockerfileFrontend))
 	c.ok(t, "builder", "prune", "-a", "-f")
 	const body = "FROM hello\nARG WORD=default\nRUN <<END\necho $WORD > /word\nEND\nCMD [\"cat\", \"/word\"]\n"
 	external := buildContext(t, map[string]string{"Dockerfile": "# syntax=" + ref + "\n" + body})
@@ -67,4 +57,107 @@ func TestBuildSyntax(t *testing.T) {
 		})
 	}
 	c.ok(t, "rmi", "e2e-syntax")
+}
+
+// frontendImage has a program built and pushes an image of it, by which a frontend is
+// known.
+func frontendImage(t testing.TB, c cli, ref string, build *exec.Cmd) {
+	t.Helper()
+	dir := buildContext(t, map[string]string{
+		"Dockerfile": "FROM scratch\nLABEL moby.buildkit.frontend.network.none=\"true\"\n" +
+			"LABEL moby.buildkit.frontend.caps=\"moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests,moby.buildkit.frontend.contexts\"\n" +
+			"COPY frontend /bin/frontend\nENTRYPOINT [\"/bin/frontend\"]\n",
+	})
+	last := len(build.Args) - 1
+	build.Args = append(build.Args[:last:last], "-o", filepath.Join(dir, "frontend"), build.Args[last])
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c.ok(t, "buildx", "build", "-q", "--push", "-t", ref, dir)
+	c.ok(t, "rmi", ref)
+}
+
+// foreignFrontend is a frontend that runs a program of an image for another
+// architecture in a container of its own. The result is what the program says.
+const foreignFrontend = `package main
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/frontend/gateway/grpcclient"
+	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+type discard struct{ *bytes.Buffer }
+
+func (discard) Close() error { return nil }
+
+func main() {
+	err := grpcclient.RunFromEnvironment(context.Background(), func(ctx context.Context, c client.Client) (*client.Result, error) {
+		opts := c.BuildOpts().Opts
+		platform := llb.Platform(ocispec.Platform{OS: "linux", Architecture: opts["build-arg:ARCH"]})
+		def, err := llb.Image(opts["build-arg:IMAGE"], platform).Marshal(ctx, platform)
+		if err != nil {
+			return nil, err
+		}
+		root, err := c.Solve(ctx, client.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+		if err != nil {
+			return nil, err
+		}
+		container, err := c.NewContainer(ctx, client.NewContainerRequest{
+			Mounts:   []client.Mount{{Dest: "/", Ref: root.Ref, MountType: pb.MountType_BIND}},
+			Platform: &pb.Platform{OS: "linux", Architecture: opts["build-arg:ARCH"]},
+		})
+		if err != nil {
+			return nil, err
+		}
+		said := discard{&bytes.Buffer{}}
+		process, err := container.Start(ctx, client.StartRequest{Args: []string{"/say"}, Cwd: "/", Stdout: said, Stderr: said})
+		if err == nil {
+			err = process.Wait()
+		}
+		if err != nil {
+			return nil, err
+		}
+		out, err := llb.Scratch().File(llb.Mkfile("/said", 0o644, said.Bytes())).Marshal(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return c.Solve(ctx, client.SolveRequest{Definition: out.ToPB()})
+	})
+	if err != nil {
+		panic(err)
+	}
+}
+`
+
+// TestFrontendForeign: a container that a frontend starts may be for the other
+// architecture, also if nothing was before.
+func TestFrontendForeign(t *testing.T) {
+	needFull(t)
+	h := machine(t)
+	c := h.berth()
+	arch, handler := foreignArch()
+	source := filepath.Join(t.TempDir(), "main.go")
+	writeFile(t, source, foreignFrontend)
+	frontend, image := suite.registry.image("e2e-frontend:runs"), suite.registry.image("e2e-say:1")
+	frontendImage(t, c, frontend, exec.Command("go", "build", source))
+	say := buildIn(t, "FROM scratch\nCOPY program /say")
+	program := buildProgram(t, "package main\n\nimport \"runtime\"\n\nfunc main() { print(runtime.GOARCH) }\n", "GOARCH="+arch)
+	if err := os.Rename(program, filepath.Join(say, "program")); err != nil {
+		t.Fatal(err)
+	}
+	c.ok(t, "buildx", "build", "-q", "--push", "--platform", "linux/"+arch, "-t", image, say)
+	c.ok(t, "rmi", image)
+	h.forgetForeign(t, handler)
+	out := t.TempDir()
+	c.ok(t, "buildx", "build", "--no-cache", "-o", out, "--build-arg", "ARCH="+arch, "--build-arg", "IMAGE="+image, buildIn(t, "# syntax="+frontend+"\n"))
+	if got := mustRead(t, filepath.Join(out, "said")); got != arch {
+		t.Errorf("the program for %s says %q", arch, got)
+	}
 }

@@ -11,14 +11,26 @@ import (
 	"testing"
 )
 
+// foreignArch returns the architecture that the machine emulates, and the name under
+// which the kernel knows how.
+func foreignArch() (arch, handler string) {
+	if runtime.GOARCH == "arm64" {
+		return "amd64", "qemu-x86_64"
+	}
+	return "arm64", "qemu-aarch64"
+}
+
+// forgetForeign has the kernel not know any longer.
+func (h *home) forgetForeign(t testing.TB, handler string) {
+	t.Helper()
+	h.berth().ok(t, "ssh", "--", fmt.Sprintf("f=/proc/sys/fs/binfmt_misc/%s; [ ! -e $f ] || echo -1 > $f", handler))
+}
+
 // TestForeignPlatform: programs for the other architecture run in containers and in
 // builds, and whichever comes first has the machine get ready for them.
 func TestForeignPlatform(t *testing.T) {
 	h := machine(t)
-	arch, handler := "arm64", "qemu-aarch64"
-	if runtime.GOARCH == "arm64" {
-		arch, handler = "amd64", "qemu-x86_64"
-	}
+	arch, handler := foreignArch()
 	program := buildProgram(t, `package main
 
 import (
@@ -42,9 +54,6 @@ func main() {
 		t.Fatal(err)
 	}
 	platform := "linux/" + arch
-	unready := func() {
-		h.berth().ok(t, "ssh", "--", fmt.Sprintf("f=/proc/sys/fs/binfmt_misc/%s; [ ! -e $f ] || echo -1 > $f", handler))
-	}
 	t.Cleanup(func() { h.berth().exec("rmi", "-f", "e2e-foreign") })
 
 	c := h.berth()
@@ -61,7 +70,7 @@ func main() {
 	}
 	for _, b := range h.builders() {
 		t.Run(b.name, func(t *testing.T) {
-			unready()
+			h.forgetForeign(t, handler)
 			b.ok(t, "build", "-q", "--no-cache", "--platform", platform, "-t", "e2e-foreign", dir)
 			if got, want := b.ok(t, "run", "--rm", "--platform", platform, "e2e-foreign"), "/say "+arch+" made on "+arch; got != want {
 				t.Errorf("the image prints %q, want %q", got, want)
