@@ -21,7 +21,7 @@ const (
 	probeEnv = "BERTH_KVM_PROBE"
 	probeOK  = "kvm works"
 
-	// probeTime is how long one instruction may take.
+	// probeTime is how long the guest may take.
 	probeTime = 500 * time.Millisecond
 )
 
@@ -39,7 +39,7 @@ func RunProbeChild() {
 	if os.Getenv(probeEnv) == "" {
 		return
 	}
-	if err := runOneInstruction(); err != nil {
+	if err := runGuest(); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -62,7 +62,7 @@ func Open() (fault string) {
 	return ""
 }
 
-// Try runs one instruction in a guest, in a child process that may hang, and says
+// Try runs a few instructions in a guest, in a child process that may hang, and says
 // what went wrong; "" is nothing. The error is ctx's.
 func Try(ctx context.Context) (fault string, err error) {
 	if !probeReady.Load() {
@@ -98,7 +98,7 @@ func Try(ctx context.Context) (fault string, err error) {
 	case r.err == nil && text == probeOK:
 		return "", nil
 	case limit.Err() != nil:
-		return fmt.Sprintf("a guest hangs: it did not run one instruction within %v", probeTime), nil
+		return fmt.Sprintf("a guest hangs, or is slower than if it were emulated: it took over %v for its first instructions", probeTime), nil
 	case text != "":
 		return text, nil
 	}

@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -21,8 +22,12 @@ const (
 	kvmRun                 = 0xae80
 )
 
-// codeAddress is where the guest's one page of memory is.
+// codeAddress is where the guest's memory begins, with its code.
 const codeAddress = 0x1000
+
+// exitInternalError is KVM_EXIT_INTERNAL_ERROR: KVM had to interpret an instruction
+// and could not.
+const exitInternalError = 17
 
 // memoryRegion is struct kvm_userspace_memory_region.
 type memoryRegion struct {
@@ -46,9 +51,9 @@ func ioctl(fd int, what string, request, arg uintptr) (int, error) {
 	}
 }
 
-// runOneInstruction makes the smallest guest there is and checks that it ends as
-// its code says. Everything it opens stays open: its process ends next.
-func runOneInstruction() error {
+// runGuest makes the smallest guest there is and checks that it ends as its code
+// says. Everything it opens stays open: its process ends next.
+func runGuest() error {
 	kvm, err := unix.Open(Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", Path, err)
@@ -57,18 +62,18 @@ func runOneInstruction() error {
 	if err != nil {
 		return err
 	}
-	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	image := guest()
+	page := uint64(os.Getpagesize())
+	base := codeAddress &^ (page - 1) // pages may be larger than 4 KiB
+	memory, err := unix.Mmap(-1, 0, int((codeAddress-base+uint64(len(image))+page-1)&^(page-1)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return fmt.Errorf("guest memory: %w", err)
 	}
-	copy(page, Code)
+	copy(memory[codeAddress-base:], image)
 	region := memoryRegion{
-		GuestPhysAddr: codeAddress &^ uint64(len(page)-1),
-		MemorySize:    uint64(len(page)),
-		UserspaceAddr: uint64(uintptr(unsafe.Pointer(&page[0]))),
-	}
-	if offset := codeAddress - region.GuestPhysAddr; offset != 0 { // pages over 4 KiB
-		copy(page[offset:], Code)
+		GuestPhysAddr: base,
+		MemorySize:    uint64(len(memory)),
+		UserspaceAddr: uint64(uintptr(unsafe.Pointer(&memory[0]))),
 	}
 	if err := prepareVM(vm); err != nil {
 		return err
@@ -94,9 +99,13 @@ func runOneInstruction() error {
 	if _, err := ioctl(cpu, "run", kvmRun, 0); err != nil {
 		return err
 	}
-	runtime.KeepAlive(page)
-	if reason := binary.NativeEndian.Uint32(area[8:]); reason != probeExit {
-		return fmt.Errorf("a guest's first instruction ended with exit reason %d instead of %d", reason, probeExit)
+	runtime.KeepAlive(memory)
+	switch reason := binary.NativeEndian.Uint32(area[8:]); reason {
+	case probeExit:
+		return nil
+	case exitInternalError:
+		return errors.New("it interprets a guest's instructions, and does not know them all")
+	default:
+		return fmt.Errorf("a guest's first instructions ended with exit reason %d instead of %d", reason, probeExit)
 	}
-	return nil
 }

@@ -13,11 +13,13 @@ const (
 	probeExit = 24 // KVM_EXIT_SYSTEM_EVENT
 )
 
-// Code is the guest, which calls PSCI SYSTEM_OFF: mov x0, #0x84000008; hvc #0.
-var Code = []byte{
-	0x00, 0x01, 0x80, 0xd2, // movz x0, #0x0008
-	0x00, 0x80, 0xb0, 0xf2, // movk x0, #0x8400, lsl #16
-	0x02, 0x00, 0x00, 0xd4, // hvc #0
+// guest returns the guest, which calls PSCI SYSTEM_OFF: mov x0, #0x84000008; hvc #0.
+func guest() []byte {
+	return []byte{
+		0x00, 0x01, 0x80, 0xd2, // movz x0, #0x0008
+		0x00, 0x80, 0xb0, 0xf2, // movk x0, #0x8400, lsl #16
+		0x02, 0x00, 0x00, 0xd4, // hvc #0
+	}
 }
 
 func prepareVM(int) error { return nil }

@@ -4,7 +4,4 @@ package kvm
 
 import "errors"
 
-// Code is empty: there is no guest for this architecture.
-var Code []byte
-
-func runOneInstruction() error { return errors.New("this architecture has no probe") }
+func runGuest() error { return errors.New("this architecture has no probe") }
