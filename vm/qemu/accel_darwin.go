@@ -17,5 +17,8 @@ func nativeFault(ctx context.Context, p program, arch, model, _ string) (string,
 	return tryQEMU(ctx, p, arch, HVF, model)
 }
 
+// noteFault does nothing here: each start tries anew.
+func noteFault(program, string, string) {}
+
 // RunProbeChild does nothing here: there is no KVM to probe.
 func RunProbeChild() {}

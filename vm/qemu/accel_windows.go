@@ -28,5 +28,8 @@ func nativeFault(ctx context.Context, p program, arch, model, _ string) (string,
 	return tryQEMU(ctx, p, arch, WHPX, model)
 }
 
+// noteFault does nothing here: each start tries anew.
+func noteFault(program, string, string) {}
+
 // RunProbeChild does nothing here: there is no KVM to probe.
 func RunProbeChild() {}

@@ -60,6 +60,14 @@ func standIn(mode string) {
 		if mode == "hangs" && command.Execute == "system_powerdown" {
 			time.Sleep(time.Hour)
 		}
+		if command.Execute == "query-status" {
+			status := "io-error"
+			if mode == "stuck" {
+				status = "internal-error"
+			}
+			say(fmt.Sprintf(`{"return":{"status":%q,"running":false,"singlestep":false}}`, status))
+			continue
+		}
 		say(`{"return":{}}`)
 		switch command.Execute {
 		case "cont":
@@ -88,6 +96,8 @@ func misbehave(mode string, event func(name, data string)) {
 		event("GUEST_PANICKED", `{"action":"pause"}`)
 		event("SHUTDOWN", `{"guest":true,"reason":"guest-panic"}`)
 		os.Exit(0)
+	case "stuck":
+		event("STOP", "{}")
 	case "ended":
 		event("SHUTDOWN", `{"guest":false,"reason":"host-signal"}`)
 		os.Exit(0)
@@ -181,6 +191,23 @@ func TestEnds(t *testing.T) {
 				t.Errorf("Wait() = %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestInstructionFails checks that a machine ends whose code the accelerator cannot
+// run, and that the accelerator is not trusted again.
+func TestInstructionFails(t *testing.T) {
+	m := standInMachine(t, "stuck", plainConfig(t))
+	faults := make(chan string, 1)
+	m.host.distrust = func(fault string) { faults <- fault }
+	m.Start(t.Context()) // the end may overtake the answer
+	if err := waitFor(t, m); err == nil || !strings.HasPrefix(err.Error(), "TCG cannot run the guest") {
+		t.Errorf("Wait() = %v", err)
+	}
+	select {
+	case <-faults:
+	default:
+		t.Error("nothing was noted about the accelerator")
 	}
 }
 

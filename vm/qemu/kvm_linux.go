@@ -27,10 +27,8 @@ func nativeFault(ctx context.Context, p program, arch, model, cacheDir string) (
 	if fault := kvm.Open(); fault != "" {
 		return fault, nil
 	}
-	key := probeKey{Kernel: kernelRelease(), CPU: cpuModel(), QEMU: p.version.String()}
-	cache := filepath.Join(cacheDir, "kvm.json")
 	if cacheDir != "" {
-		if fault, ok := readProbe(cache, key, bootID()); ok {
+		if fault, ok := readProbe(filepath.Join(cacheDir, probeFile), probeKeyFor(p), bootID()); ok {
 			return fault, nil
 		}
 	}
@@ -38,17 +36,39 @@ func nativeFault(ctx context.Context, p program, arch, model, cacheDir string) (
 	if err == nil && fault == "" {
 		fault, err = tryQEMU(ctx, p, arch, KVM, model)
 	}
-	if err == nil && cacheDir != "" {
-		writeProbe(cache, probeResult{probeKey: key, Boot: bootID(), Fault: fault})
+	if err == nil {
+		noteFault(p, cacheDir, fault)
 	}
 	return fault, err
 }
 
+const (
+	// probeFile is where a trial's result is kept, in the cache's directory.
+	probeFile = "kvm.json"
+
+	// probeVersion counts what a trial consists of: an older one's result says
+	// nothing.
+	probeVersion = 2
+)
+
+// noteFault keeps what a trial has found, or what a machine did later, for the
+// trials to come.
+func noteFault(p program, cacheDir, fault string) {
+	if cacheDir != "" {
+		writeProbe(filepath.Join(cacheDir, probeFile), probeResult{probeKey: probeKeyFor(p), Boot: bootID(), Fault: fault})
+	}
+}
+
+func probeKeyFor(p program) probeKey {
+	return probeKey{Version: probeVersion, Kernel: kernelRelease(), CPU: cpuModel(), QEMU: p.version.String()}
+}
+
 // probeKey is what a probe's result depends on.
 type probeKey struct {
-	Kernel string `json:"kernel"`
-	CPU    string `json:"cpu"`
-	QEMU   string `json:"qemu"`
+	Version int    `json:"version"`
+	Kernel  string `json:"kernel"`
+	CPU     string `json:"cpu"`
+	QEMU    string `json:"qemu"`
 }
 
 // probeResult is what the cache holds.

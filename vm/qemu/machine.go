@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,7 +60,7 @@ type machine struct {
 	saved    bool     // by Save, which ends QEMU then
 
 	complained time.Time      // when the full disk was last logged
-	retries    sync.WaitGroup // goOn
+	later      sync.WaitGroup // what events have set off
 	reset      time.Time      // of the last one, by QEMU's clock
 
 	closing sync.Once
@@ -335,7 +336,7 @@ func (m *machine) supervise(proc *process, join func()) {
 	m.mu.Unlock()
 	if mon != nil {
 		mon.wait()
-		m.retries.Wait() // no event adds one any more
+		m.later.Wait() // no event adds one any more
 	}
 	m.device.Close()
 	join()
@@ -387,6 +388,10 @@ func (m *machine) event(e qmp.Event) {
 		m.mu.Lock()
 		m.shutdown = reason
 		m.mu.Unlock()
+	case "STOP":
+		m.mu.Lock()
+		m.later.Go(m.stopped)
+		m.mu.Unlock()
 	case "BLOCK_IO_ERROR":
 		if e.Data["nospace"] == true && e.Data["action"] == "stop" {
 			m.diskFull()
@@ -397,6 +402,27 @@ func (m *machine) event(e qmp.Event) {
 		m.panicked = true
 		m.mu.Unlock()
 	}
+}
+
+// stopped looks why QEMU has stopped the CPUs, and ends a machine whose code the
+// accelerator cannot run: nothing sets it going again. The trials of the accelerator
+// to come know of it.
+func (m *machine) stopped() {
+	m.mu.Lock()
+	mon := m.mon
+	m.mu.Unlock()
+	if mon == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), retryEvery)
+	defer cancel()
+	var status struct{ Status string }
+	if err := mon.call(ctx, "query-status", nil, &status); err != nil || status.Status != "internal-error" {
+		return
+	}
+	name := strings.ToUpper(m.host.accel)
+	m.host.distrust("it fails at some of a guest's instructions")
+	m.fail(fmt.Errorf("%s cannot run the guest: it failed at one of its instructions; try again, or set \"acceleration: none\" in the machine's configuration", name))
 }
 
 // diskFull handles QEMU's pause of a machine whose write found no space on the
@@ -413,7 +439,7 @@ func (m *machine) diskFull() {
 		m.complained = time.Now()
 		m.log.Error("the host's disk is full and the machine waits: free some space, then it goes on by itself")
 	}
-	m.retries.Go(m.goOn)
+	m.later.Go(m.goOn)
 }
 
 // goOn sets the CPUs going again, in a while.

@@ -121,7 +121,7 @@ func TestTail(t *testing.T) {
 
 func TestProbeCache(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "kvm.json")
-	key := probeKey{Kernel: "6.1", CPU: "z80", QEMU: "7.2.0"}
+	key := probeKey{1, "6.1", "z80", "7.2.0"}
 	if _, ok := readProbe(name, key, "boot1"); ok {
 		t.Error("an empty cache has a result")
 	}
@@ -136,7 +136,7 @@ func TestProbeCache(t *testing.T) {
 	if fault, ok := readProbe(name, key, "boot2"); !ok || fault != "" {
 		t.Errorf("a good result does not outlive the host's boot: %q, %t", fault, ok)
 	}
-	for _, other := range []probeKey{{"6.2", "z80", "7.2.0"}, {"6.1", "6502", "7.2.0"}, {"6.1", "z80", "8.0.0"}} {
+	for _, other := range []probeKey{{2, "6.1", "z80", "7.2.0"}, {1, "6.2", "z80", "7.2.0"}, {1, "6.1", "6502", "7.2.0"}, {1, "6.1", "z80", "8.0.0"}} {
 		if _, ok := readProbe(name, other, "boot1"); ok {
 			t.Errorf("a result for %v was taken for %v", key, other)
 		}

@@ -86,6 +86,8 @@ type host struct {
 	accel   string
 	cpu     string // the model
 	reason  string // why accel is not the host's own
+
+	distrust func(fault string) // has the starts to come know of the accelerator's fault
 }
 
 // New returns a driver. It looks at nothing yet.
@@ -134,6 +136,11 @@ func (d *Driver) probe(ctx context.Context) (*host, error) {
 	h.accel, h.cpu, h.reason, err = d.acceleration(ctx, p)
 	if err != nil {
 		return nil, err
+	}
+	h.distrust = func(fault string) {
+		if h.accel == native {
+			noteFault(p, d.opts.CacheDir, fault)
+		}
 	}
 	d.found = h
 	return h, nil
