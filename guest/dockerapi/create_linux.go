@@ -2,6 +2,8 @@ package dockerapi
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -79,6 +81,11 @@ func decodeCreate(body []byte, v version) (req apicontainer.CreateRequest, warni
 		}
 		warnings = append(warnings, warning...)
 	}
+	moved, err := moveSysctls(&req, v)
+	if err != nil {
+		return req, nil, err
+	}
+	warnings = append(warnings, moved...)
 	if v >= 48 && h.VolumeDriver != "" && slices.ContainsFunc(h.Mounts, needsDriver) {
 		warnings = append(warnings, "WARNING: the container-wide volume-driver configuration is ignored for volumes specified via 'mount'. "+
 			"Use '--mount type=volume,volume-driver=...' instead")
@@ -183,28 +190,83 @@ func moveMAC(req *apicontainer.CreateRequest, mac network.HardwareAddr, v versio
 	if !named {
 		return warnings, nil
 	}
-	name := mode.NetworkName()
-	switch {
-	case len(endpoints) == 0:
-		endpoints = map[string]*network.EndpointSettings{name: {}}
-		req.NetworkingConfig.EndpointsConfig = endpoints
-	case v < 44: // there is one, whatever it is called
-		for n := range endpoints {
-			name = n
-		}
-	case endpoints[name] == nil:
-		return nil, invalid("unable to migrate container-wide MAC address to a specific network: " +
-			"HostConfig.NetworkMode must match the identity of a network in NetworkSettings.Networks")
-	}
-	ep := endpoints[name]
+	ep := mainEndpoint(req, v)
 	if ep == nil {
-		ep = &network.EndpointSettings{}
-		endpoints[name] = ep
+		return nil, invalid("unable to migrate container-wide MAC address to a specific network: %s", modeUnlisted)
 	}
 	if v >= 44 && len(ep.MacAddress) > 0 && !slices.Equal(ep.MacAddress, mac) {
 		return nil, invalid("the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty")
 	}
 	ep.MacAddress = mac
+	return warnings, nil
+}
+
+// modeUnlisted is what is wrong where mainEndpoint returns nil.
+const modeUnlisted = "HostConfig.NetworkMode must match the identity of a network in NetworkSettings.Networks"
+
+// mainEndpoint returns the settings of the network that the container's mode names,
+// making them where no network is listed. It returns nil when only others are.
+func mainEndpoint(req *apicontainer.CreateRequest, v version) *network.EndpointSettings {
+	name, endpoints := req.HostConfig.NetworkMode.NetworkName(), req.NetworkingConfig.EndpointsConfig
+	switch {
+	case len(endpoints) == 0:
+		endpoints = map[string]*network.EndpointSettings{name: {}}
+		req.NetworkingConfig.EndpointsConfig = endpoints
+	case v < 44: // there is one, whatever it is called
+		for name = range endpoints {
+		}
+		if endpoints[name] == nil {
+			endpoints[name] = &network.EndpointSettings{}
+		}
+	}
+	return endpoints[name]
+}
+
+// optionSysctls is the endpoint's option that interfaces' sysctls have been since
+// 1.46.
+const optionSysctls = "com.docker.network.endpoint.sysctls"
+
+// moveSysctls gives the container's sysctls of eth0 to the network that the
+// container's mode names: which interface has that name is no longer certain.
+func moveSysctls(req *apicontainer.CreateRequest, v version) (warnings []string, err error) {
+	h := req.HostConfig
+	if !h.NetworkMode.IsPrivate() {
+		return nil, nil
+	}
+	var names, moved []string
+	for _, name := range slices.Sorted(maps.Keys(h.Sysctls)) {
+		part := strings.SplitN(name, ".", 5)
+		if len(part) < 5 || part[0] != "net" || !strings.HasPrefix(part[3], "eth") {
+			continue
+		}
+		if v >= 48 {
+			return nil, invalid("interface specific sysctl setting %q must be supplied using driver option '%s'", name, optionSysctls)
+		}
+		if part[3] != "eth0" {
+			return nil, invalid("unable to determine network endpoint for sysctl %s, use driver option '%s' to set per-interface sysctls", name, optionSysctls)
+		}
+		names = append(names, name)
+		moved = append(moved, "net."+part[1]+"."+part[2]+".IFNAME."+part[4]+"="+h.Sysctls[name])
+	}
+	if len(names) == 0 {
+		return nil, nil
+	}
+	ep := mainEndpoint(req, v)
+	if ep == nil {
+		return nil, invalid("unable to find a network for sysctl %s: %s", names[0], modeUnlisted)
+	}
+	list := strings.Join(moved, ",")
+	warnings = []string{fmt.Sprintf("Migrated sysctl %q to DriverOpts{%q:%q}.", strings.Join(names, ","), optionSysctls, list)}
+	if own := ep.DriverOpts[optionSysctls]; own != "" { // what the endpoint itself says comes last, and so wins
+		list += "," + own
+	}
+	if ep.DriverOpts == nil {
+		ep.DriverOpts = map[string]string{}
+	}
+	ep.DriverOpts[optionSysctls] = list
+	for _, name := range names {
+		delete(h.Sysctls, name)
+	}
 	return warnings, nil
 }
 

@@ -54,6 +54,24 @@ func TestDecodeCreate(t *testing.T) {
 		{what: "MAC address of late", body: `{"Image":"x","MacAddress":"02:42:00:00:00:01"}`, v: 48, warns: "The container-wide MacAddress field is now deprecated"},
 		{what: "two MAC addresses", v: 48, fails: "the container-wide MAC address must match",
 			body: `{"Image":"x","MacAddress":"02:42:00:00:00:01","NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:42:00:00:00:02"}}}}`},
+		{what: "sysctls of eth0", body: `{"Image":"x","HostConfig":{"Sysctls":{"net.ipv4.conf.eth0.log_martians":"1","net.core.somaxconn":"9"}}}`, v: 47,
+			warns: `Migrated sysctl "net.ipv4.conf.eth0.log_martians" to DriverOpts{"com.docker.network.endpoint.sysctls":"net.ipv4.conf.IFNAME.log_martians=1"}.`,
+			check: func(r apicontainer.CreateRequest) bool {
+				return len(r.HostConfig.Sysctls) == 1 && r.NetworkingConfig.EndpointsConfig["bridge"].DriverOpts[optionSysctls] == "net.ipv4.conf.IFNAME.log_martians=1"
+			}},
+		{what: "sysctls of eth0 and of the endpoint", v: 46, warns: "Migrated sysctl",
+			body: `{"Image":"x","HostConfig":{"NetworkMode":"n","Sysctls":{"net.ipv4.conf.eth0.forwarding":"1"}},"NetworkingConfig":{"EndpointsConfig":{"m":{},"n":{"DriverOpts":{"com.docker.network.endpoint.sysctls":"net.ipv4.conf.IFNAME.forwarding=0"}}}}}`,
+			check: func(r apicontainer.CreateRequest) bool {
+				return r.NetworkingConfig.EndpointsConfig["n"].DriverOpts[optionSysctls] == "net.ipv4.conf.IFNAME.forwarding=1,net.ipv4.conf.IFNAME.forwarding=0"
+			}},
+		{what: "sysctls of an interface", body: `{"Image":"x","HostConfig":{"Sysctls":{"net.ipv4.conf.eth0.log_martians":"1"}}}`, v: 48,
+			fails: `interface specific sysctl setting "net.ipv4.conf.eth0.log_martians" must be supplied using driver option 'com.docker.network.endpoint.sysctls'`},
+		{what: "sysctls of eth1", body: `{"Image":"x","HostConfig":{"Sysctls":{"net.ipv4.conf.eth1.log_martians":"1"}}}`, v: 45,
+			fails: "unable to determine network endpoint for sysctl net.ipv4.conf.eth1.log_martians"},
+		{what: "sysctls of a network that is not listed", v: 47, fails: "unable to find a network for sysctl net.ipv4.conf.eth0.log_martians",
+			body: `{"Image":"x","HostConfig":{"Sysctls":{"net.ipv4.conf.eth0.log_martians":"1"},"NetworkMode":"n"},"NetworkingConfig":{"EndpointsConfig":{"m":{}}}}`},
+		{what: "sysctls in the host's network", body: `{"Image":"x","HostConfig":{"NetworkMode":"host","Sysctls":{"net.ipv4.conf.eth0.log_martians":"1"}}}`, v: 56,
+			check: func(r apicontainer.CreateRequest) bool { return len(r.HostConfig.Sysctls) == 1 }},
 		{what: "capabilities", body: `{"Image":"x","HostConfig":{"Capabilities":["a"]}}`, v: 40, fails: "the HostConfig.Capabilities field is not supported"},
 		{what: "no bindings", body: `{"Image":"x","HostConfig":{"PortBindings":{"80/tcp":[]}}}`, v: 56,
 			warns: "Following container port(s) have an empty list of port-bindings: 80/tcp. Such bindings",
