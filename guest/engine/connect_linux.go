@@ -13,43 +13,46 @@ import (
 )
 
 // Connect puts a container on a further network: at once when it runs, else with
-// its next start.
+// its next start. It is not on it after an error, such as that of a port which the
+// network would publish and somebody else has.
 func (e *Engine) Connect(ctx context.Context, networkName, name string, want *apinet.EndpointSettings) error {
 	if want == nil {
 		want = &apinet.EndpointSettings{}
 	}
-	return e.onNetwork(ctx, networkName, name, func(c *Container, n network.Network) error {
+	return e.onNetwork(ctx, networkName, name, func(c *Container, n network.Network) (attached bool, err error) {
 		if err := c.mayJoin(n); err != nil {
-			return err
+			return false, err
 		}
 		if err := checkEndpoint(&n, n.Name, want); err != nil {
-			return invalid("%v", err)
+			return false, invalid("%v", err)
 		}
 		before := c.rec.Endpoints
 		if before[n.Name] != nil {
 			if c.run != nil {
-				return errdefs.ErrPermissionDenied.WithMessage("endpoint with name " + c.rec.Name + " already exists in network " + n.Name)
+				return false, errdefs.ErrPermissionDenied.WithMessage("endpoint with name " + c.rec.Name + " already exists in network " + n.Name)
 			}
-			return nil // docker keeps the settings it has
+			return false, nil // docker keeps the settings it has
 		}
 		endpoints := map[string]*apinet.EndpointSettings{}
 		maps.Copy(endpoints, before)
 		endpoints[n.Name] = asked(want)
 		c.rec.Endpoints = endpoints
 		if c.run == nil {
-			return nil
+			return false, nil
 		}
 		if err := e.attachNow(ctx, c, n); err != nil {
 			c.rec.Endpoints = before
-			return err
+			return false, err
 		}
-		return nil
+		return true, nil
 	})
 }
 
 // onNetwork calls f with a container that is kept from changing, and its network,
-// and saves the container afterwards. f is called with mu held.
-func (e *Engine) onNetwork(ctx context.Context, networkName, name string, f func(*Container, network.Network) error) error {
+// saves the container afterwards and publishes its ports where they are reached now.
+// When they cannot be published, what f has attached is detached again. f is called
+// with mu held.
+func (e *Engine) onNetwork(ctx context.Context, networkName, name string, f func(*Container, network.Network) (attached bool, err error)) error {
 	c, err := e.find(ctx, name)
 	if err != nil {
 		return err
@@ -60,21 +63,46 @@ func (e *Engine) onNetwork(ctx context.Context, networkName, name string, f func
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	if err := func() error {
+	attached, err := func() (bool, error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.rec.State.Status == record.Removing || c.rec.State.Status == record.Dead {
-			return conflict("Container %s is marked for removal and cannot be connected or disconnected to the network", c.id)
+			return false, conflict("Container %s is marked for removal and cannot be connected or disconnected to the network", c.id)
 		}
-		if err := f(c, n); err != nil {
-			return err
+		attached, err := f(c, n)
+		if err == nil {
+			c.save(true)
 		}
-		c.save(true)
-		return nil
-	}(); err != nil {
+		return attached, err
+	}()
+	if err != nil {
 		return err
 	}
-	return e.republish(ctx, c)
+	err = e.republish(ctx, c)
+	switch {
+	case attached && err != nil:
+		return errors.Join(err, e.detachAgain(context.WithoutCancel(ctx), c, n))
+	case attached:
+		e.networkEvent(ctx, "connect", n.Name, c.id)
+	}
+	return err
+}
+
+// detachAgain undoes what Connect has done to a container that runs.
+func (e *Engine) detachAgain(ctx context.Context, c *Container, n network.Network) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := e.opts.Networks.Detach(ctx, c.id, n.ID)
+	c.leave(n.Name)
+	c.save(true)
+	return errors.Join(err, e.writeNetFiles(c))
+}
+
+// leave takes a network off the container's record. The caller holds mu.
+func (c *Container) leave(networkName string) {
+	endpoints := maps.Clone(c.rec.Endpoints)
+	delete(endpoints, networkName)
+	c.rec.Endpoints = endpoints
 }
 
 // mayJoin says why a container cannot be on a further network. The caller holds mu.
@@ -113,33 +141,30 @@ func (e *Engine) attachNow(ctx context.Context, c *Container, n network.Network)
 	if err := e.writeNetFiles(c); err != nil {
 		return errors.Join(err, e.opts.Networks.Detach(ctx, c.id, n.ID))
 	}
-	e.networkEvent(ctx, "connect", n.Name, c.id)
 	return nil
 }
 
 // Disconnect takes a container off a network. With force it is no error that the
 // container or the network is no more.
 func (e *Engine) Disconnect(ctx context.Context, networkName, name string, force bool) error {
-	err := e.onNetwork(ctx, networkName, name, func(c *Container, n network.Network) error {
+	err := e.onNetwork(ctx, networkName, name, func(c *Container, n network.Network) (attached bool, err error) {
 		if n.Name == network.Host && c.rec.HostConfig.NetworkMode.IsHost() && c.run != nil {
-			return invalid("cannot disconnect container from host network - container was created in host network mode")
+			return false, invalid("cannot disconnect container from host network - container was created in host network mode")
 		}
 		if c.rec.Endpoints[n.Name] == nil {
-			return errdefs.ErrPermissionDenied.WithMessage("container " + c.id + " is not connected to network " + n.Name)
+			return false, errdefs.ErrPermissionDenied.WithMessage("container " + c.id + " is not connected to network " + n.Name)
 		}
 		if c.run != nil {
 			if err := e.opts.Networks.Detach(ctx, c.id, n.ID); err != nil && !force && !errdefs.IsNotFound(err) {
-				return err
+				return false, err
 			}
 			e.networkEvent(ctx, "disconnect", n.Name, c.id)
 		}
-		endpoints := maps.Clone(c.rec.Endpoints)
-		delete(endpoints, n.Name)
-		c.rec.Endpoints = endpoints
+		c.leave(n.Name)
 		if c.run != nil {
-			return e.writeNetFiles(c)
+			return false, e.writeNetFiles(c)
 		}
-		return nil
+		return false, nil
 	})
 	if force && errdefs.IsNotFound(err) {
 		return e.forgetNetwork(ctx, networkName, name)
@@ -160,9 +185,7 @@ func (e *Engine) forgetNetwork(ctx context.Context, networkName, name string) er
 	if c.rec.Endpoints[networkName] == nil {
 		return errdefs.ErrNotFound.WithMessage("network " + networkName + " not found")
 	}
-	endpoints := maps.Clone(c.rec.Endpoints)
-	delete(endpoints, networkName)
-	c.rec.Endpoints = endpoints
+	c.leave(networkName)
 	c.save(true)
 	return nil
 }

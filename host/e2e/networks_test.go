@@ -101,6 +101,55 @@ func TestPortFollows(t *testing.T) {
 	}
 }
 
+// TestConnectUndone: a network that would publish a port which somebody on the host
+// has is not joined, and nothing is left of the attempt.
+func TestConnectUndone(t *testing.T) {
+	h := machine(t)
+	c, api := h.berth(), h.engine(t)
+	t.Cleanup(func() {
+		c.exec("rm", "-f", "unlucky")
+		c.exec("network", "rm", "inner", "outer")
+	})
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	port := other.Addr().String()
+	c.ok(t, "network", "create", "--internal", "inner")
+	c.ok(t, "network", "create", "outer")
+	c.ok(t, "run", "-d", "--name", "unlucky", "--network", "inner", "-p", port+":80", "hello", "sh", "-c", "mkdir /www; echo here >/www/index.html; exec httpd -f -p 80 -h /www")
+	hosts := c.ok(t, "exec", "unlucky", "cat", "/etc/hosts")
+	c.fails(t, "port is already allocated", "network", "connect", "outer", "unlucky")
+
+	info, err := api.ContainerInspect(t.Context(), "unlucky", client.ContainerInspectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nets := info.Container.NetworkSettings.Networks; len(nets) != 1 || nets["inner"] == nil {
+		t.Errorf("the container is on %v", nets)
+	}
+	n, err := api.NetworkInspect(t.Context(), "outer", client.NetworkInspectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(n.Network.Containers) > 0 {
+		t.Errorf("the network has %v", n.Network.Containers)
+	}
+	if got := c.ok(t, "exec", "unlucky", "cat", "/etc/hosts"); got != hosts {
+		t.Errorf("/etc/hosts became\n%s\nfrom\n%s", got, hosts)
+	}
+	if got := c.ok(t, "exec", "unlucky", "ls", "/sys/class/net"); strings.Contains(got, "eth1") {
+		t.Errorf("the container has %s", got)
+	}
+
+	other.Close()
+	c.ok(t, "network", "connect", "outer", "unlucky")
+	if got := get(t, "http://"+port+"/"); got != "here\n" {
+		t.Errorf("once the port is free: %q", got)
+	}
+}
+
 // TestEndpointSettings: what the API lets an endpoint ask for.
 func TestEndpointSettings(t *testing.T) {
 	h := machine(t)
