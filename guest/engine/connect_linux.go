@@ -81,7 +81,8 @@ func (e *Engine) onNetwork(ctx context.Context, networkName, name string, f func
 	err = e.republish(ctx, c)
 	switch {
 	case attached && err != nil:
-		return errors.Join(err, e.detachAgain(context.WithoutCancel(ctx), c, n))
+		ctx := context.WithoutCancel(ctx)
+		return errors.Join(err, e.detachAgain(ctx, c, n), e.republish(ctx, c))
 	case attached:
 		e.networkEvent(ctx, "connect", n.Name, c.id)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/berthvm/berth/guest/engine/logfile"
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/stdio"
+	"github.com/berthvm/berth/guest/network"
 )
 
 // ErrNotModified is returned by calls that find the container as they would make
@@ -49,6 +50,7 @@ type Container struct {
 	halting  bool // the machine shuts down: no restarts
 	execs    map[string]*Exec
 	ports    []published
+	ways     network.Ways // by which they are reached
 }
 
 // run is a container's processes, from clone to exit.

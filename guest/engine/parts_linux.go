@@ -73,6 +73,7 @@ type Networks interface {
 	Rename(ctx context.Context, containerID, name string) error
 	Endpoints(containerID string) []network.Endpoint
 	Address(containerID string) (addr netip.Addr, ok bool)
+	Ways(containerID string) network.Ways
 	Publish(ctx context.Context, containerID string, ports []network.Port) error
 	Ports(containerID string) []network.Port
 	Stats(containerID string) ([]network.Stats, error)

@@ -33,7 +33,8 @@ type HostPort interface {
 	Moved()
 }
 
-// published is one port of a container's that is reached on the host.
+// published is one port of a container's that is reached on the host or, with a host
+// port of 0, at the container's own address only.
 type published struct {
 	port   apinet.Port
 	hostIP netip.Addr // invalid: all addresses
@@ -41,20 +42,22 @@ type published struct {
 	open   HostPort // nil: inside the machine only
 }
 
-// publishPorts publishes the container's ports, on the host and in the machine.
-// It is all or nothing.
+// publishPorts publishes the container's ports, on the host and in the machine. It is
+// all or nothing. Where no network lets them be published it does nothing, as docker.
 func (e *Engine) publishPorts(ctx context.Context, c *Container) error {
 	want, err := settings.Ports(c.rec.Config, c.rec.HostConfig)
 	if err != nil || len(want) == 0 {
 		return err
 	}
-	if _, ok := e.opts.Networks.Address(c.id); !ok {
-		return nil // no network to publish from: docker ignores it too
-	}
-	binding := e.hostBinding(c.id)
+	ways, binding := fromHost(e.opts.Networks.Ways(c.id)), e.hostBinding(c.id)
 	for _, w := range want {
+		routed := routedPorts(w, ways)
 		if !w.HostIP.IsValid() {
 			w.HostIP = binding
+		}
+		if !translated(&w, ways) {
+			c.addPorts(routed...)
+			continue
 		}
 		p, err := e.publishPort(ctx, c.id, w)
 		if err != nil {
@@ -62,15 +65,61 @@ func (e *Engine) publishPorts(ctx context.Context, c *Container) error {
 			return fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %w",
 				c.rec.Name, e.endpointID(c.id), err)
 		}
-		c.mu.Lock()
-		c.ports = append(c.ports, p)
-		c.mu.Unlock()
+		c.addPorts(append(routed, p)...)
 	}
 	if err := e.opts.Networks.Publish(ctx, c.id, c.inMachine()); err != nil {
 		e.closePorts(c)
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ways = ways
 	return nil
+}
+
+// fromHost is how ports are reached by the host, whose listeners carry connections of
+// both families to either: it makes no difference which one is translated as long as
+// the other is not routed.
+func fromHost(w network.Ways) network.Ways {
+	w.Translated4 = w.Translated4 || w.Translated6 && !w.Routed4
+	w.Translated6 = w.Translated6 || w.Translated4 && !w.Routed6
+	return w
+}
+
+// translated reports whether a port is reached at addresses of the host's, and makes
+// them those of one family where the other is routed.
+func translated(w *settings.Port, ways network.Ways) bool {
+	switch {
+	case w.HostIP.IsValid():
+	case ways.Translated4 && ways.Translated6:
+		return true
+	case ways.Translated4:
+		w.HostIP = netip.IPv4Unspecified()
+	default:
+		w.HostIP = netip.IPv6Unspecified()
+	}
+	if w.HostIP.Unmap().Is4() {
+		return ways.Translated4
+	}
+	return ways.Translated6
+}
+
+// routedPorts are what a port is published as at the container's own addresses, where
+// the host's are not used; of one that is asked for only the family says something.
+func routedPorts(w settings.Port, ways network.Ways) (out []published) {
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		routed := ways.Routed4 && any.Is4() || ways.Routed6 && any.Is6()
+		if routed && (!w.HostIP.IsValid() || w.HostIP.Unmap().Is4() == any.Is4()) {
+			out = append(out, published{port: w.Port, hostIP: any})
+		}
+	}
+	return out
+}
+
+func (c *Container) addPorts(ports ...published) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ports = append(c.ports, ports...)
 }
 
 // endpointID is that of the endpoint that ports are published from.
@@ -96,15 +145,14 @@ func (e *Engine) hostBinding(id string) netip.Addr {
 // changed.
 func (e *Engine) republish(ctx context.Context, c *Container) error {
 	c.mu.Lock()
-	running, published, ports := c.run != nil, len(c.ports) > 0, slices.Clone(c.ports)
+	running, ports, was := c.run != nil, slices.Clone(c.ports), c.ways
 	c.mu.Unlock()
-	_, ok := e.opts.Networks.Address(c.id)
-	switch {
-	case running && ok && !published:
-		return e.publishPorts(ctx, c)
-	case running && !ok && published:
+	if !running {
+		return nil
+	}
+	if fromHost(e.opts.Networks.Ways(c.id)) != was {
 		e.closePorts(c)
-		return e.opts.Networks.Publish(ctx, c.id, nil)
+		return e.publishPorts(ctx, c)
 	}
 	for _, p := range ports {
 		if p.open != nil {
@@ -177,7 +225,7 @@ func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port u
 func (e *Engine) closePorts(c *Container) {
 	c.mu.Lock()
 	ports := c.ports
-	c.ports = nil
+	c.ports, c.ways = nil, network.Ways{}
 	c.mu.Unlock()
 	for _, p := range ports {
 		if p.open != nil {
@@ -189,9 +237,16 @@ func (e *Engine) closePorts(c *Container) {
 // publishAgain publishes the ports of a container that ran on without an engine:
 // the host listens only as long as the engine lives.
 func (e *Engine) publishAgain(ctx context.Context, c *Container) {
+	c.mu.Lock()
+	c.ways = fromHost(e.opts.Networks.Ways(c.id))
+	c.mu.Unlock()
 	for _, was := range e.opts.Networks.Ports(c.id) {
 		port, ok := apinet.PortFrom(was.ContainerPort, apinet.IPProtocol(was.Proto))
 		if !ok {
+			continue
+		}
+		if was.HostPort == 0 {
+			c.addPorts(published{port: port, hostIP: was.HostIP})
 			continue
 		}
 		w := settings.Port{Port: port, HostIP: was.HostIP, First: was.HostPort, Last: was.HostPort}
@@ -204,9 +259,7 @@ func (e *Engine) publishAgain(ctx context.Context, c *Container) {
 			e.log.Error("a port is no longer published", "container", c.id, "port", port.String(), "error", err)
 			continue
 		}
-		c.mu.Lock()
-		c.ports = append(c.ports, p)
-		c.mu.Unlock()
+		c.addPorts(p)
 	}
 }
 
@@ -218,7 +271,11 @@ func (c *Container) portMap() apinet.PortMap {
 	}
 	for _, p := range c.ports {
 		for _, ip := range p.addresses() {
-			out[p.port] = append(out[p.port], apinet.PortBinding{HostIP: ip, HostPort: strconv.Itoa(int(p.host))})
+			b := apinet.PortBinding{HostIP: ip}
+			if p.host != 0 {
+				b.HostPort = strconv.Itoa(int(p.host))
+			}
+			out[p.port] = append(out[p.port], b)
 		}
 	}
 	return out
@@ -239,6 +296,9 @@ func (c *Container) portList() []apicontainer.PortSummary {
 	}
 	known := map[apinet.Port]bool{}
 	for _, p := range c.ports {
+		if p.host == 0 {
+			continue
+		}
 		known[p.port] = true
 		for _, ip := range p.addresses() {
 			out = append(out, apicontainer.PortSummary{IP: ip, PrivatePort: p.port.Num(), PublicPort: p.host, Type: string(p.port.Proto())})

@@ -165,10 +165,15 @@ func (n *Network) applyOptions() error {
 			return invalid("failed to parse %s value: %s (nil ip)", OptionHostBinding, s)
 		}
 	}
+	for _, name := range n.trusted() {
+		if !ifName.MatchString(name) {
+			return invalid("invalid interface name %q in %s: at most 15 letters, digits and . _ -", name, OptionTrusted)
+		}
+	}
 	for _, o := range []string{OptionMode4, OptionMode6} {
 		switch mode := n.Options[o]; mode {
-		case "", "nat", "nat-unprotected", "routed":
-		case "isolated":
+		case "", modeNAT, modeUnprotected, modeRouted:
+		case modeIsolated:
 			if !n.Internal {
 				return invalid("gateway mode 'isolated' can only be used for an internal network")
 			}
@@ -179,19 +184,49 @@ func (n *Network) applyOptions() error {
 	return nil
 }
 
-// gatewayMode is how a family's packets leave a bridge.
+// How a family's packets leave and enter a bridge. By default they take the machine's
+// address on their way out and reach published ports only, at the machine's addresses.
+const (
+	modeNAT         = "nat"
+	modeUnprotected = "nat-unprotected" // every port is reached at the container's own address, too
+	modeRouted      = "routed"          // nothing is translated: published ports are reached at the container's own address
+	modeIsolated    = "isolated"        // the machine itself is not on the bridge
+)
+
+// gatewayMode is one of those.
 func (n Network) gatewayMode(v6 bool) string {
 	if v6 {
-		return optionOr(n.Options, OptionMode6, "nat")
+		return optionOr(n.Options, OptionMode6, modeNAT)
 	}
-	return optionOr(n.Options, OptionMode4, "nat")
+	return optionOr(n.Options, OptionMode4, modeNAT)
+}
+
+// routed reports whether nothing of a family is translated.
+func (n Network) routed(v6 bool) bool { return n.gatewayMode(v6) == modeRouted }
+
+// trusted are the interfaces that OptionTrusted names.
+func (n Network) trusted() []string {
+	names := strings.FieldsFunc(n.Options[OptionTrusted], func(r rune) bool { return r == ':' })
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// onBridge returns the addresses that the bridge itself has.
+func (n Network) onBridge() (own []netip.Prefix) {
+	for _, s := range n.Subnets {
+		a := s.Gateway
+		if a.IsValid() && n.gatewayMode(a.Is6()) != modeIsolated && !(a.Is4() && n.inhibits4()) {
+			own = append(own, netip.PrefixFrom(a, s.Subnet.Bits()))
+		}
+	}
+	return own
 }
 
 // wantsGateway reports whether a subnet of the network needs a gateway that nobody
 // named: not where it is somebody else's, nor where no packet may pass it.
 func (n Network) wantsGateway(v6 bool) bool {
 	switch {
-	case n.onParent() || n.gatewayMode(v6) == "isolated":
+	case n.onParent() || n.gatewayMode(v6) == modeIsolated:
 		return false
 	case !v6 && n.inhibits4() && n.Internal:
 		return false

@@ -25,7 +25,8 @@
 // enable_icc=false), the gateway's address and, unless the network is internal,
 // the world behind the machine's own interface, masqueraded. Nothing is
 // forwarded between two bridges, nor from outside to a container, except to
-// published ports. A container cannot reach the guest's loopback.
+// published ports by addresses of the machine's, and what a network's gateway mode
+// lets in besides: see OptionMode4. A container cannot reach the guest's loopback.
 //
 // What a macvlan or ipvlan interface sends does not pass the machine: the driver's
 // mode says who hears it, and the machine itself and its published ports do not

@@ -380,17 +380,29 @@ func (m *Manager) List() []Network {
 
 // rules is what the firewall must know about a network.
 func (n *network) rules() firewall.Bridge {
-	b := firewall.Bridge{Name: n.def.Device, Internal: n.def.Internal, ICC: n.def.flag(OptionICC)}
+	b := firewall.Bridge{Name: n.def.Device, Internal: n.def.Internal, ICC: n.def.flag(OptionICC),
+		Direct4: direct(n.def.gatewayMode(false)), Direct6: direct(n.def.gatewayMode(true)), Trusted: n.def.trusted()}
 	for _, s := range n.def.Subnets {
 		b.Subnets = append(b.Subnets, s.Subnet)
-		if s.Gateway.IsValid() {
-			b.Gateways = append(b.Gateways, s.Gateway)
-		}
-		if n.def.flag(OptionMasquerade) && n.def.gatewayMode(s.Subnet.Addr().Is6()) != "routed" {
+		if n.def.flag(OptionMasquerade) && !n.def.routed(s.Subnet.Addr().Is6()) {
 			b.Masquerade = append(b.Masquerade, s.Subnet)
 		}
 	}
+	for _, p := range n.def.onBridge() {
+		b.Gateways = append(b.Gateways, p.Addr())
+	}
 	return b
+}
+
+// direct is what a gateway mode lets in at the containers' own addresses.
+func direct(mode string) firewall.Direct {
+	switch mode {
+	case modeRouted:
+		return firewall.Published
+	case modeUnprotected:
+		return firewall.Open
+	}
+	return firewall.Closed
 }
 
 // ensureBridge makes the network's bridge if need be, and returns its index.
@@ -439,7 +451,7 @@ func (m *Manager) makeBridge(def Network) (index int, err error) {
 	if err := link.Sysctl("ipv4/conf/"+def.Device+"/route_localnet", "1"); err != nil {
 		return 0, err
 	}
-	if err := setIPv6(def.Device, def.IPv6); err != nil {
+	if err := setIPv6(def.Device, def.IPv6 && def.gatewayMode(true) != modeIsolated); err != nil {
 		return 0, err
 	}
 	if def.IPv6 {
@@ -447,11 +459,8 @@ func (m *Manager) makeBridge(def Network) (index int, err error) {
 			return 0, fmt.Errorf("cannot switch IPv6 forwarding on: %w", err)
 		}
 	}
-	for _, s := range def.Subnets {
-		if !s.Gateway.IsValid() || s.Gateway.Is4() && def.inhibits4() {
-			continue
-		}
-		if err := m.root.AddAddr(l.Index, netip.PrefixFrom(s.Gateway, s.Subnet.Bits())); err != nil {
+	for _, p := range def.onBridge() {
+		if err := m.root.AddAddr(l.Index, p); err != nil {
 			return 0, err
 		}
 	}

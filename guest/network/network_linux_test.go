@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -708,7 +709,7 @@ func testPublish(t *testing.T, brNetfilter string) {
 			t.Errorf("a taken port: %v", err)
 		}
 	}
-	for _, p := range []Port{{Proto: "icmp", HostPort: 1, ContainerPort: 1}, {Proto: "tcp", ContainerPort: 1}, {Proto: "tcp", HostPort: 1}} {
+	for _, p := range []Port{{Proto: "icmp", HostPort: 1, ContainerPort: 1}, {Proto: "tcp", HostPort: 1}} {
 		if err := m.Publish(ctx, b.id, []Port{p}); err == nil {
 			t.Errorf("%+v was published", p)
 		}
@@ -719,6 +720,124 @@ func testPublish(t *testing.T, brNetfilter string) {
 	check("moved", all)
 	m.must(m.Publish(ctx, a.id, nil))
 	check("withdrawn", nil)
+}
+
+// TestGatewayModes: who reaches containers at their own addresses, and at the
+// machine's, is what the modes of their networks say.
+func TestGatewayModes(t *testing.T) {
+	m := newMachine(t)
+	subnets := map[string]string{"nat": "172.30.0.0/24", "trusted": "172.30.1.0/24", "nat-unprotected": "172.30.2.0/24", "routed": "172.30.3.0/24",
+		"isolated": "172.30.4.0/24", "routed-internal": "172.30.5.0/24"}
+	containers := map[string]*container{}
+	for i, name := range slices.Sorted(maps.Keys(subnets)) {
+		mode, internal := strings.CutSuffix(name, "-internal")
+		mode = strings.Replace(mode, "trusted", "nat", 1)
+		cfg := Config{Name: name, Internal: internal || mode == "isolated", IPv6: true,
+			Subnets: []Subnet{{Subnet: pfx(subnets[name])}, {Subnet: pfx(fmt.Sprintf("fd00:%d::/64", i))}},
+			Options: map[string]string{OptionMode4: mode, OptionMode6: mode}}
+		if name == "trusted" {
+			cfg.Options[OptionTrusted] = "eth0:eth7:eth0"
+		}
+		n, err := m.Create(ctx, cfg)
+		m.must(err)
+		c := m.container(name, name)
+		serve(t, c.ns, 80)
+		serve(t, c.ns, 81)
+		m.must(m.Publish(ctx, c.id, []Port{{Proto: "tcp", HostPort: uint16(8000 + i), ContainerPort: 80}, {Proto: "udp", HostPort: uint16(8000 + i), ContainerPort: 80}}))
+		containers[name] = c
+		if addrs := m.addrs(n.Device); name == "isolated" && len(addrs) > 0 {
+			t.Errorf("the bridge of an isolated network has %v", addrs)
+		}
+	}
+	neighbour := m.container("neighbour", Bridge)
+	inner := m.container("inner", "routed-internal")
+	do(t, m.outside, func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		_, private, _ := net.ParseCIDR("172.16.0.0/12")
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: private, Gw: net.ParseIP("192.0.2.2")})
+	})
+	for name, want := range map[string]struct {
+		ways                   Ways
+		translated             bool
+		world, worldClosed     bool // a published and another port, from the world outside
+		neighbour, otherClosed bool // the same from another bridge
+	}{
+		"nat":             {Ways{true, true, false, false}, true, false, false, false, false},
+		"trusted":         {Ways{true, true, false, false}, true, true, false, false, false},
+		"nat-unprotected": {Ways{true, true, false, false}, true, true, true, true, true},
+		"routed":          {Ways{false, false, true, true}, false, true, false, true, false},
+		"isolated":        {},
+		"routed-internal": {},
+	} {
+		c := containers[name]
+		if got := m.Ways(c.id); got != want.ways {
+			t.Errorf("%s: %+v, want %+v", name, got, want.ways)
+		}
+		if _, ok := m.Address(c.id); ok != want.translated {
+			t.Errorf("%s: an address to publish from: %v, want %v", name, ok, want.translated)
+		}
+		own := m.Endpoints(c.id)[0].IPv4.Addr().String()
+		host := fmt.Sprintf("192.0.2.2:%d", m.Ports(c.id)[0].HostPort)
+		for _, try := range []struct {
+			from string
+			ns   *link.NS
+			to   string
+			want bool
+		}{
+			{"the world", m.outside, own + ":80", want.world},
+			{"the world", m.outside, own + ":81", want.worldClosed},
+			{"the world", m.outside, host, want.translated},
+			{"another bridge", neighbour.ns, own + ":80", want.neighbour},
+			{"another bridge", neighbour.ns, own + ":81", want.otherClosed},
+			{"an internal network", inner.ns, own + ":80", name == "routed-internal"},
+		} {
+			for _, network := range []string{"tcp", "udp"} {
+				if network == "udp" && !try.want {
+					continue // it takes long not to be answered
+				}
+				if from, err := dial(try.ns, network, try.to); (err == nil) != try.want {
+					t.Errorf("%s: %s %s from %s: answered %q, %v; want an answer: %v", name, network, try.to, try.from, from, err, try.want)
+				}
+			}
+		}
+	}
+	// Routed ports are open on every such network, and gone with the container's.
+	n := containers["nat"]
+	ep := n.attach(AttachRequest{Network: "routed"})
+	if got, want := m.Ways(n.id), (Ways{true, true, true, true}); got != want {
+		t.Errorf("on two networks: %+v, want %+v", got, want)
+	}
+	at := ep.IPv4.Addr().String() + ":80"
+	if from, err := dial(neighbour.ns, "tcp", at); err != nil {
+		t.Errorf("on two networks: %q, %v", from, err)
+	}
+	// An engine that starts again leaves it so.
+	m.Settle()
+	m.must(m.Close())
+	m.open()
+	m.must(m.Restore(ctx, func(string) bool { return true }))
+	if from, err := dial(neighbour.ns, "tcp", at); err != nil {
+		t.Errorf("after a restart: %q, %v", from, err)
+	}
+	m.must(m.Publish(ctx, n.id, nil))
+	if from, err := dial(neighbour.ns, "tcp", at); err == nil {
+		t.Errorf("withdrawn: %q", from)
+	}
+}
+
+// addrs lists an interface's addresses.
+func (m *machine) addrs(device string) (out []string) {
+	l, err := netlink.LinkByName(device)
+	m.must(err)
+	list, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	m.must(err)
+	for _, a := range list {
+		out = append(out, a.IPNet.String())
+	}
+	return out
 }
 
 func TestCreateRefuses(t *testing.T) {

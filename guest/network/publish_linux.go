@@ -17,8 +17,8 @@ import (
 var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
 
 // Publish replaces the ports that are published for a container. They follow its
-// default route when networks come and go. Port's HostPort must not be zero. The
-// error is errdefs' Conflict when another container has a port already.
+// default route when networks come and go. The error is errdefs' Conflict when
+// another container has a port already.
 func (m *Manager) Publish(ctx context.Context, containerID string, ports []Port) error {
 	if !validID(containerID) {
 		return invalid("invalid container ID %q", containerID)
@@ -27,8 +27,8 @@ func (m *Manager) Publish(ctx context.Context, containerID string, ports []Port)
 		if _, ok := protocols[p.Proto]; !ok {
 			return invalid("invalid protocol %q: tcp, udp or sctp is expected", p.Proto)
 		}
-		if p.HostPort == 0 || p.ContainerPort == 0 {
-			return errors.New("a published port needs its numbers")
+		if p.ContainerPort == 0 {
+			return errors.New("a published port needs its number")
 		}
 	}
 	sb, err := m.lockSandbox(containerID, len(ports) > 0)
@@ -56,8 +56,8 @@ func (m *Manager) Ports(containerID string) []Port {
 // there now. Called with op held.
 func (m *Manager) settlePorts(sb *sandbox, ports []Port) error {
 	old := sb.forwards
-	want := forwards(ports, sb.endpoints)
 	m.mu.Lock()
+	want := m.forwards(ports, sb.endpoints)
 	for _, other := range m.sandboxes {
 		if other == sb {
 			continue
@@ -125,40 +125,107 @@ func (m *Manager) forgetFlows(old, want []firewall.Forward) {
 	}
 }
 
-// forwards says where ports lead: to the first endpoint of the family that has a
-// way out.
-func forwards(ports []Port, eps []Endpoint) []firewall.Forward {
-	var to [2]netip.Addr
-	for _, ep := range eps {
-		for i, f := range []struct {
-			p  netip.Prefix
-			gw netip.Addr
-		}{{ep.IPv4, ep.Gateway4}, {ep.IPv6, ep.Gateway6}} {
-			if ep.Device != "" && f.p.IsValid() && f.gw.IsValid() && !to[i].IsValid() {
-				to[i] = f.p.Addr()
-			}
+// forwards says where ports lead: from the machine's addresses to the endpoint of the
+// family that has the way out, unless its network is routed; and at the containers'
+// own addresses, to all endpoints on routed networks. Called with mu held.
+func (m *Manager) forwards(ports []Port, eps []Endpoint) []firewall.Forward {
+	var out []firewall.Forward
+	add := func(f firewall.Forward) {
+		if !slices.Contains(out, f) { // several ports may lead to one
+			out = append(out, f)
 		}
 	}
-	var out []firewall.Forward
 	for _, p := range ports {
-		for _, a := range to {
+		for _, w := range m.ways(eps) {
 			// 0.0.0.0 and no address mean any; of the other family they mean nothing.
-			if !a.IsValid() || (p.HostIP.IsValid() && p.HostIP.Unmap().Is4() != a.Is4()) {
+			if p.HostIP.IsValid() && p.HostIP.Unmap().Is4() != w.to.Is4() {
 				continue
 			}
-			f := firewall.Forward{Proto: protocols[p.Proto], HostPort: p.HostPort, To: netip.AddrPortFrom(a, p.ContainerPort)}
+			f := firewall.Forward{Proto: protocols[p.Proto], To: netip.AddrPortFrom(w.to, p.ContainerPort)}
+			if w.direct {
+				add(f)
+			}
+			if !w.translated || p.HostPort == 0 {
+				continue
+			}
+			f.HostPort = p.HostPort
 			if p.HostIP.IsValid() && !p.HostIP.IsUnspecified() {
 				f.HostIP = p.HostIP.Unmap()
 			}
-			out = append(out, f)
+			add(f)
 		}
 	}
 	return out
 }
 
+// way is how published ports of a container are reached, at one of its addresses.
+type way struct {
+	to         netip.Addr
+	translated bool // from the machine's addresses
+	direct     bool // as it is, by those that the network lets through
+	routed     bool // direct, and by everybody
+}
+
+// ways lists the ways to endpoints, IPv4 first. Called with mu held.
+func (m *Manager) ways(eps []Endpoint) (out []way) {
+	for _, v6 := range []bool{false, true} {
+		taken := false
+		for _, ep := range eps {
+			p, gateway := ep.IPv4, ep.Gateway4
+			if v6 {
+				p, gateway = ep.IPv6, ep.Gateway6
+			}
+			n := m.networks[ep.NetworkID]
+			if n == nil || ep.Device == "" || !p.IsValid() || !gateway.IsValid() {
+				continue
+			}
+			w := way{to: p.Addr(), routed: n.def.routed(v6)}
+			w.translated = !taken && !w.routed
+			w.direct = w.routed || w.translated && len(n.def.trusted()) > 0
+			taken = true
+			if w.direct || w.translated {
+				out = append(out, w)
+			}
+		}
+	}
+	return out
+}
+
+// Ways says how ports of a container are reached if they are published now.
+func (m *Manager) Ways(containerID string) (w Ways) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if sb := m.sandboxes[containerID]; sb != nil {
+		for _, by := range m.ways(sb.endpoints) {
+			v4 := by.to.Is4()
+			w.Translated4 = w.Translated4 || by.translated && v4
+			w.Translated6 = w.Translated6 || by.translated && !v4
+			w.Routed4 = w.Routed4 || by.routed && v4
+			w.Routed6 = w.Routed6 || by.routed && !v4
+		}
+	}
+	return w
+}
+
+// Address is where the machine itself reaches a container's published ports: its
+// address on the bridge that comes first and leads out. ok is false when it has none
+// (internal and routed networks, host, none, macvlan, ipvlan, not running).
+func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if sb := m.sandboxes[containerID]; sb != nil {
+		for _, w := range m.ways(sb.endpoints) {
+			if w.translated {
+				return w.to, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
 // conflicts reports whether p and o cannot both be published.
 func (p Port) conflicts(o Port) bool {
-	return p.Proto == o.Proto && p.HostPort == o.HostPort &&
+	return p.Proto == o.Proto && p.HostPort == o.HostPort && p.HostPort != 0 &&
 		(anyAddr(p.HostIP) && anyAddr(o.HostIP) || p.HostIP.Unmap() == o.HostIP.Unmap())
 }
 

@@ -55,7 +55,7 @@ func (m *Manager) adopt(f sandboxFile) {
 		}
 		sb.endpoints = append(sb.endpoints, ep)
 	}
-	sb.forwards = forwards(sb.ports, sb.endpoints)
+	sb.forwards = m.forwards(sb.ports, sb.endpoints)
 	sb.routes = defaultRoutes(sb.endpoints)
 	m.sandboxes[sb.id] = sb
 }
@@ -746,25 +746,6 @@ func (m *Manager) NetworkEndpoints(nameOrID string) ([]Endpoint, error) {
 		}
 	}
 	return out, nil
-}
-
-// Address is where the machine itself reaches a container: its address on the
-// bridge that comes first and leads out. ok is false when it has none (internal
-// networks, host, none, macvlan, ipvlan, not running).
-func (m *Manager) Address(containerID string) (addr netip.Addr, ok bool) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	if sb := m.sandboxes[containerID]; sb != nil {
-		for _, ep := range sb.endpoints {
-			out := ep.Device != "" && (ep.Gateway4.IsValid() || ep.Gateway6.IsValid())
-			for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
-				if out && p.IsValid() {
-					return p.Addr(), true
-				}
-			}
-		}
-	}
-	return netip.Addr{}, false
 }
 
 // Stats reads the counters of a container's interfaces, sorted by name.

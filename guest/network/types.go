@@ -29,7 +29,8 @@ const (
 	OptionMasquerade  = "com.docker.network.bridge.enable_ip_masquerade"
 	OptionMode4       = "com.docker.network.bridge.gateway_mode_ipv4" // nat, nat-unprotected, routed or isolated
 	OptionMode6       = "com.docker.network.bridge.gateway_mode_ipv6"
-	OptionInhibit4    = "com.docker.network.bridge.inhibit_ipv4" // the bridge itself has no IPv4 address
+	OptionTrusted     = "com.docker.network.bridge.trusted_host_interfaces" // "eth0:eth1": from these, containers' own addresses are reached
+	OptionInhibit4    = "com.docker.network.bridge.inhibit_ipv4"            // the bridge itself has no IPv4 address
 	OptionHostBinding = "com.docker.network.bridge.host_binding_ipv4"
 	OptionMTU         = "com.docker.network.driver.mtu"
 	OptionIPv4        = "com.docker.network.enable_ipv4"
@@ -162,12 +163,21 @@ type Endpoint struct {
 }
 
 // Port publishes a port of a container's inside the machine. The listener on the
-// host is not this package's business: whoever made it knows HostPort.
+// host is not this package's business: whoever made it knows HostPort. A HostPort of
+// 0 only opens the port at the container's own address, where the gateway mode of one
+// of its networks is routed.
 type Port struct {
 	Proto         string     `json:"proto"`           // "tcp", "udp" or "sctp"
 	HostIP        netip.Addr `json:"hostIP,omitzero"` // none: every address of the machine's
 	HostPort      uint16     `json:"hostPort"`
 	ContainerPort uint16     `json:"containerPort"`
+}
+
+// Ways says how the published ports of a container are reached, by family: at an
+// address of the machine's (and so the host's), or at the container's own.
+type Ways struct {
+	Translated4, Translated6 bool
+	Routed4, Routed6         bool
 }
 
 // Usage counts the addresses of one subnet.

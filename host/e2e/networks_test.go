@@ -5,6 +5,8 @@ package e2e
 import (
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -147,6 +149,71 @@ func TestConnectUndone(t *testing.T) {
 	c.ok(t, "network", "connect", "outer", "unlucky")
 	if got := get(t, "http://"+port+"/"); got != "here\n" {
 		t.Errorf("once the port is free: %q", got)
+	}
+}
+
+// TestGatewayModes: ports of containers on routed networks are open at their own
+// addresses and not on the host, and follow the container to a network of the usual
+// kind.
+func TestGatewayModes(t *testing.T) {
+	h := machine(t)
+	c, api := h.berth(), h.engine(t)
+	t.Cleanup(func() {
+		c.exec("rm", "-f", "direct", "asking")
+		c.exec("network", "rm", "by-route", "by-nat")
+	})
+	const mode = "com.docker.network.bridge.gateway_mode_ipv4"
+	c.ok(t, "network", "create", "--subnet", "10.79.0.0/24", "-o", mode+"=routed", "by-route")
+	c.ok(t, "network", "create", "-o", mode+"=nat-unprotected", "by-nat")
+	c.fails(t, "can only be used for an internal network", "network", "create", "-o", mode+"=isolated", "no-way")
+	other, err := net.Listen("tcp", "127.0.0.1:0") // a routed network does not mind who listens on the host
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	host := other.Addr().(*net.TCPAddr).AddrPort()
+	c.ok(t, "run", "-d", "--name", "direct", "--network", "name=by-route,ip=10.79.0.9", "-p", host.String()+":80", "hello", "sh", "-c",
+		"mkdir /www; echo here >/www/index.html; httpd -p 81 -h /www; exec httpd -f -p 80 -h /www")
+	bindings := func() []apinet.PortBinding {
+		t.Helper()
+		info, err := api.ContainerInspect(t.Context(), "direct", client.ContainerInspectOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Container.NetworkSettings.Ports[apinet.MustParsePort("80/tcp")]
+	}
+	if got, want := bindings(), []apinet.PortBinding{{HostIP: netip.IPv4Unspecified()}}; !slices.Equal(got, want) {
+		t.Errorf("the port is shown as %v, want %v", got, want)
+	}
+	c.ok(t, "run", "-d", "--name", "asking", "hello", "sleep", "1000000")
+	ask := func(at string) string {
+		return c.exec("exec", "asking", "timeout", "5", "wget", "-qO-", "http://"+at+"/").out
+	}
+	eventually(t, "the port answers another network", func() bool { return ask("10.79.0.9:80") == "here\n" })
+	if got := ask("10.79.0.9:81"); got != "" {
+		t.Errorf("a port that is not published says %q", got)
+	}
+	other.Close()
+	c.ok(t, "network", "connect", "--gw-priority", "1", "by-nat", "direct")
+	if got := get(t, "http://"+host.String()+"/"); got != "here\n" {
+		t.Errorf("once the default route is by another network, the host gets %q", got)
+	}
+	if got, want := bindings(), []apinet.PortBinding{{HostIP: host.Addr(), HostPort: strconv.Itoa(int(host.Port()))}, {HostIP: netip.IPv4Unspecified()}}; len(got) != 2 ||
+		!slices.Contains(got, want[0]) || !slices.Contains(got, want[1]) {
+		t.Errorf("on two networks the port is shown as %v, want %v", got, want)
+	}
+	info, err := api.ContainerInspect(t.Context(), "direct", client.ContainerInspectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := info.Container.NetworkSettings.Networks["by-nat"].IPAddress.String()
+	for _, at := range []string{"10.79.0.9:80", open + ":80", open + ":81"} {
+		if got := ask(at); got != "here\n" {
+			t.Errorf("%s says %q", at, got)
+		}
+	}
+	if got := ask("10.79.0.9:81"); got != "" {
+		t.Errorf("a port that is not published says %q", got)
 	}
 }
 

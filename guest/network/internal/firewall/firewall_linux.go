@@ -19,10 +19,25 @@ type Bridge struct {
 	Subnets    []netip.Prefix
 	Masquerade []netip.Prefix // those from which what leaves takes the machine's address
 	Gateways   []netip.Addr
+
+	// Who else reaches the containers at their own addresses, for IPv4 and IPv6.
+	Direct4, Direct6 Direct
+	Trusted          []string // interfaces from which published ports are open at those, too
 }
 
+// Direct is what reaches a bridge's containers at their own addresses from outside
+// of the bridge.
+type Direct int
+
+const (
+	Closed    Direct = iota // nothing
+	Published               // published ports, and ICMP
+	Open                    // everything
+)
+
 // Forward is a published port: what arrives at HostIP (or at any address of the
-// machine's) and HostPort goes to To.
+// machine's) and HostPort goes to To. Without a HostPort, To is open where its bridge
+// lets published ports be reached at their own addresses.
 type Forward struct {
 	Proto    uint8 // IPPROTO_TCP, ...
 	HostIP   netip.Addr

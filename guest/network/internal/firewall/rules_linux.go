@@ -18,6 +18,8 @@ type sets struct {
 	bridges  *nftables.Set // our bridges
 	internal *nftables.Set // those of internal networks
 	icc      *nftables.Set // bridge . the same bridge, where containers may talk
+	direct   *nftables.Set // bridges with an entry in what follows, in open or in published
+	trusted  *nftables.Set // interface . bridge whose published ports it reaches
 	v4, v6   familySets
 }
 
@@ -28,6 +30,9 @@ type familySets struct {
 	local   *nftables.Set // addresses of the machine's
 	any     *nftables.Set // proto . port on any local address → address . port
 	exact   *nftables.Set // address . proto . port → address . port
+
+	open, published *nftables.Set // bridges
+	targets         *nftables.Set // address . proto . port that is published
 }
 
 func newSets(t *nftables.Table) sets {
@@ -51,17 +56,23 @@ func newSets(t *nftables.Table) sets {
 				KeyType:       nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService),
 				Concatenation: true, IsMap: true, DataType: target,
 			}),
+			open:      set("open"+suffix, nftables.Set{KeyType: nftables.TypeIFName}),
+			published: set("published"+suffix, nftables.Set{KeyType: nftables.TypeIFName}),
+			targets: set("targets"+suffix, nftables.Set{
+				KeyType:       nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService),
+				Concatenation: true,
+			}),
 		}
 	}
+	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
 	return sets{
 		bridges:  set("bridges", nftables.Set{KeyType: nftables.TypeIFName}),
 		internal: set("internal", nftables.Set{KeyType: nftables.TypeIFName}),
-		icc: set("icc", nftables.Set{
-			KeyType:       nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName),
-			Concatenation: true,
-		}),
-		v4: addrs("4", nftables.TypeIPAddr),
-		v6: addrs("6", nftables.TypeIP6Addr),
+		icc:      set("icc", nftables.Set{KeyType: pair, Concatenation: true}),
+		direct:   set("direct", nftables.Set{KeyType: nftables.TypeIFName}),
+		trusted:  set("trusted", nftables.Set{KeyType: pair, Concatenation: true}),
+		v4:       addrs("4", nftables.TypeIPAddr),
+		v6:       addrs("6", nftables.TypeIP6Addr),
 	}
 }
 
@@ -74,9 +85,9 @@ func (s sets) family(a netip.Addr) familySets {
 
 // add queues the sets, with the machine's own addresses in them.
 func (s sets) add(c *nftables.Conn, local []netip.Addr) error {
-	if err := addAll(c, s.bridges, s.internal, s.icc,
-		s.v4.subnets, s.v4.masq, s.v4.local, s.v4.any, s.v4.exact,
-		s.v6.subnets, s.v6.masq, s.v6.local, s.v6.any, s.v6.exact); err != nil {
+	if err := addAll(c, s.bridges, s.internal, s.icc, s.direct, s.trusted,
+		s.v4.subnets, s.v4.masq, s.v4.local, s.v4.any, s.v4.exact, s.v4.open, s.v4.published, s.v4.targets,
+		s.v6.subnets, s.v6.masq, s.v6.local, s.v6.any, s.v6.exact, s.v6.open, s.v6.published, s.v6.targets); err != nil {
 		return err
 	}
 	for _, p := range []string{"127.0.0.0/8", "::1/128"} {
@@ -136,6 +147,33 @@ func bridgeElements(s sets, b Bridge) []element {
 	for _, a := range b.Gateways {
 		ranges(s.family(a).local, netip.PrefixFrom(a, a.BitLen()))
 	}
+	return append(els, directElements(s, b)...)
+}
+
+// directElements are those of a bridge whose containers are reached at their own
+// addresses.
+func directElements(s sets, b Bridge) (els []element) {
+	if b.Internal {
+		return nil
+	}
+	name := nftables.SetElement{Key: ifname(b.Name)}
+	for _, f := range []struct {
+		sets familySets
+		is   Direct
+	}{{s.v4, b.Direct4}, {s.v6, b.Direct6}} {
+		switch f.is {
+		case Open:
+			els = append(els, element{f.sets.open, name})
+		case Published:
+			els = append(els, element{f.sets.published, name})
+		}
+	}
+	for _, from := range b.Trusted {
+		els = append(els, element{s.trusted, nftables.SetElement{Key: append(ifname(from), ifname(b.Name)...)}})
+	}
+	if len(els) > 0 {
+		els = append(els, element{s.direct, name})
+	}
 	return els
 }
 
@@ -143,11 +181,14 @@ func forwardElements(s sets, f Forward) []element {
 	port := func(p uint16) []byte { return binary.BigEndian.AppendUint16(nil, p) }
 	pad := func(b []byte) []byte { return append(b, make([]byte, (4-len(b)%4)%4)...) }
 	to := f.To.Addr()
+	fam := s.family(to)
+	if f.HostPort == 0 {
+		return []element{{fam.targets, nftables.SetElement{Key: append(append(to.AsSlice(), pad([]byte{f.Proto})...), pad(port(f.To.Port()))...)}}}
+	}
 	el := nftables.SetElement{
 		Key: append(pad([]byte{f.Proto}), pad(port(f.HostPort))...),
 		Val: append(to.AsSlice(), pad(port(f.To.Port()))...),
 	}
-	fam := s.family(to)
 	if !f.HostIP.IsValid() || f.HostIP.IsUnspecified() {
 		return []element{{fam.any, el}}
 	}
@@ -181,6 +222,8 @@ func addChains(c *nftables.Conn, t *nftables.Table, s sets, self Machine) {
 	}
 	b.rule(fwd, in(s.internal), verdict(expr.VerdictDrop))
 	b.rule(fwd, ctDNAT(), verdict(expr.VerdictAccept))
+	direct := b.direct(s)
+	b.rule(fwd, out(s.direct), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: direct.Name}})
 	b.rule(fwd, in(s.bridges), load(expr.MetaKeyOIFNAME, 1), inSet(s.bridges, true), verdict(expr.VerdictAccept))
 	b.rule(fwd, in(s.bridges), verdict(expr.VerdictDrop))
 	b.rule(fwd, out(s.bridges), verdict(expr.VerdictDrop))
@@ -235,6 +278,32 @@ func (b builder) rule(chain *nftables.Chain, parts ...[]expr.Any) {
 		all = append(all, p...)
 	}
 	b.c.AddRule(&nftables.Rule{Table: b.t, Chain: chain, Exprs: all})
+}
+
+// direct makes the chain for what goes to a container's own address on a bridge that
+// may be reached like that. It accepts some.
+func (b builder) direct(s sets) *nftables.Chain {
+	chain := b.c.AddChain(&nftables.Chain{Name: "direct", Table: b.t})
+	for _, f := range []struct {
+		sets        familySets
+		is          []expr.Any
+		destination uint32
+		size        uint32
+		icmp        byte
+	}{{s.v4, ipv4(), offsetDest4, 4, unix.IPPROTO_ICMP}, {s.v6, ipv6(), offsetDest6, 16, unix.IPPROTO_ICMPV6}} {
+		words := f.size / 4
+		isTarget := []expr.Any{
+			&expr.Payload{DestRegister: unix.NFT_REG32_00, Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size},
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG32_00 + words},
+			&expr.Payload{DestRegister: unix.NFT_REG32_01 + words, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+			&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: f.sets.targets.Name, SetID: f.sets.targets.ID},
+		}
+		b.rule(chain, f.is, out(f.sets.open), verdict(expr.VerdictAccept))
+		b.rule(chain, f.is, out(f.sets.published), load(expr.MetaKeyL4PROTO, 1), equal([]byte{f.icmp}), verdict(expr.VerdictAccept))
+		b.rule(chain, f.is, out(f.sets.published), isTarget, verdict(expr.VerdictAccept))
+		b.rule(chain, f.is, load(expr.MetaKeyIIFNAME, 1), load(expr.MetaKeyOIFNAME, 2), inSet(s.trusted, false), isTarget, verdict(expr.VerdictAccept))
+	}
+	return chain
 }
 
 // translate adds the look-ups of published ports of one family: first by exact
