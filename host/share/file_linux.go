@@ -3,6 +3,8 @@ package share
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/host/share/owner"
 )
 
 // openFlags are the guest's open flags as far as the host's file should see them.
@@ -66,10 +68,11 @@ func (f *FS) done(h *handle) {
 // Open opens a regular file. The guest's kernel opens all other kinds itself; a
 // guest that asks all the same must not make the host open a device.
 func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	return f.openNode(in.NodeId, in.Flags, out)
+	return f.openNode(in.NodeId, in.Flags, in.Mode, out)
 }
 
-func (f *FS) openNode(id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
+// openNode opens a node with flags of open's, and of FUSE's own.
+func (f *FS) openNode(id uint64, flags, more uint32, out *fuse.OpenOut) fuse.Status {
 	if flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0 {
 		if status := f.writable(); !status.Ok() {
 			return status
@@ -85,6 +88,9 @@ func (f *FS) openNode(id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
 	}
 	if status := f.mayOpen(); !status.Ok() {
 		return status
+	}
+	if more&fuse.OPEN_KILL_SUIDGID != 0 {
+		n.loseSetID()
 	}
 	fd, err := unix.Open(path(n.fd), openFlags(flags), 0)
 	if err != nil {
@@ -137,6 +143,9 @@ func (f *FS) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32,
 		return 0, status
 	}
 	defer f.done(h)
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		f.loseSetID(in.NodeId)
+	}
 	total := 0
 	for _, p := range data {
 		for len(p) > 0 {
@@ -152,6 +161,21 @@ func (f *FS) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32,
 		}
 	}
 	return uint32(total), fuse.OK
+}
+
+// loseSetID is what a write by others than root does to a file.
+func (f *FS) loseSetID(id uint64) {
+	if n, status := f.node(id); status.Ok() {
+		n.loseSetID()
+		f.release(n)
+	}
+}
+
+func (n *node) loseSetID() {
+	before := n.load()
+	if o := before.Change(n.kind, owner.Change{KillSetID: true}); o != before {
+		n.store(o)
+	}
 }
 
 // Flush is called as each descriptor in the guest is closed; errors the host
@@ -212,6 +236,9 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		return status
 	}
 	defer f.done(h)
+	if in.Uid != 0 { // the guest's kernel leaves it to us
+		f.loseSetID(in.NodeId)
+	}
 	return errnoOK(unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)))
 }
 
@@ -227,6 +254,9 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 		return 0, status
 	}
 	defer f.done(dst)
+	if in.Uid != 0 {
+		f.loseSetID(in.NodeIdOut)
+	}
 	from, to := int64(in.OffIn), int64(in.OffOut)
 	const most = 1 << 30 // the answer is 32 bits wide
 	n, err := unix.CopyFileRange(src.fd, &from, dst.fd, &to, int(min(in.Len, most)), int(in.Flags))

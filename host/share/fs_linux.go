@@ -156,15 +156,22 @@ func (f *FS) begin() error {
 	f.byFile = map[file]*node{root.file: root}
 	f.handles = map[uint64]*handle{}
 	f.nextID = root.id
-	f.server = fuse.NewProtocolServer(f, &fuse.MountOptions{
-		FsName:         "berth",
-		MaxWrite:       1 << 20,
-		MaxReadAhead:   1 << 20,
-		Logger:         slog.NewLogLogger(f.opts.Log.Handler(), slog.LevelDebug),
-		PanicHandler:   f.panicked,
-		RememberInodes: false,
-	})
+	f.server = fuse.NewProtocolServer(f, f.mountOptions())
 	return nil
+}
+
+// mountOptions are what the guest's kernel is told of the FS.
+func (f *FS) mountOptions() *fuse.MountOptions {
+	return &fuse.MountOptions{
+		FsName:       "berth",
+		MaxWrite:     1 << 20,
+		MaxReadAhead: 1 << 20,
+		// Else the guest's kernel asks before each write for an attribute that might
+		// have to go with it.
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
+		Logger:            slog.NewLogLogger(f.opts.Log.Handler(), slog.LevelDebug),
+		PanicHandler:      f.panicked,
+	}
 }
 
 func (f *FS) panicked(r any) fuse.Status {

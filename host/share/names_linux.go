@@ -229,7 +229,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		if status := f.lookup(dir, name, &in.Caller, &out.EntryOut); !status.Ok() {
 			return status
 		}
-		return f.openNode(out.NodeId, in.Flags, &out.OpenOut)
+		return f.openNode(out.NodeId, in.Flags, in.OpenFlags, &out.OpenOut)
 	}
 	if err != nil {
 		return errno(err)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,6 +25,12 @@ import (
 // kernel would mount it, and returns the folder and the mount.
 func mounted(t *testing.T, o Options) (host, guest string) {
 	t.Helper()
+	return mountedAs(t, o, func(f *FS) fuse.RawFileSystem { return f })
+}
+
+// mountedAs is mounted, with what as makes of the FS in between.
+func mountedAs(t *testing.T, o Options, as func(*FS) fuse.RawFileSystem) (host, guest string) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root; the end-to-end suite covers the same through a VM")
 	}
@@ -33,9 +40,9 @@ func mounted(t *testing.T, o Options) (host, guest string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := fuse.NewServer(f, guest, &fuse.MountOptions{
-		FsName: "berth", MaxWrite: 1 << 20, AllowOther: true, DirectMountStrict: true, Options: []string{"default_permissions"},
-	})
+	options := f.mountOptions()
+	options.AllowOther, options.DirectMountStrict, options.Options = true, true, []string{"default_permissions"}
+	s, err := fuse.NewServer(as(f), guest, options)
 	if err != nil {
 		t.Fatalf("this test needs /dev/fuse: %v", err)
 	}
@@ -107,6 +114,75 @@ func TestReadWrite(t *testing.T) {
 	if fi, _ := os.Stat(filepath.Join(host, "from host")); fi.Size() != 5 {
 		t.Errorf("after truncating: %d bytes", fi.Size())
 	}
+}
+
+// TestSetIDBits: a file that others than root change loses them, however they do.
+func TestSetIDBits(t *testing.T) {
+	_, guest := mounted(t, Options{})
+	file := filepath.Join(guest, "file")
+	must(t, os.WriteFile(file, []byte("data"), 0o666))
+	const both = unix.S_ISUID | unix.S_ISGID
+	mode := func() uint16 {
+		t.Helper()
+		var st unix.Statx_t // the kernel may not believe what it knew
+		must(t, unix.Statx(unix.AT_FDCWD, file, unix.AT_STATX_FORCE_SYNC, unix.STATX_MODE, &st))
+		return st.Mode & both
+	}
+	for _, tc := range []struct {
+		name, script string
+		root         bool
+	}{
+		{"a write", "printf x >>$0", false},
+		{"truncating", ": >$0", false},
+		{"allocating", "fallocate -l 9000 $0", false},
+		{"copying", "cp --reflink=auto $0.source $0", false},
+		{"root's write", "printf x >>$0", true},
+	} {
+		must(t, os.WriteFile(file+".source", make([]byte, 10000), 0o644))
+		must(t, os.Chmod(file, 0o777|os.ModeSetuid|os.ModeSetgid))
+		if got := mode(); got != both {
+			t.Fatalf("%s: mode %o to begin with", tc.name, got)
+		}
+		cmd := exec.Command("sh", "-ec", tc.script, file)
+		want := uint16(both)
+		if !tc.root {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
+			want = 0
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", tc.name, err, out)
+		}
+		if got := mode(); got != want {
+			t.Errorf("%s leaves mode %o, want %o", tc.name, got, want)
+		}
+	}
+}
+
+// TestWriteAlone: a program's writes are the only requests they cause.
+func TestWriteAlone(t *testing.T) {
+	var asked atomic.Int32
+	_, guest := mountedAs(t, Options{}, func(f *FS) fuse.RawFileSystem { return countXAttrs{f, &asked} })
+	file, err := os.Create(filepath.Join(guest, "file"))
+	must(t, err)
+	defer file.Close()
+	for range 100 {
+		_, err := file.Write([]byte("x"))
+		must(t, err)
+	}
+	if n := asked.Load(); n > 1 {
+		t.Errorf("100 writes asked %d times for attributes, want once", n)
+	}
+}
+
+// countXAttrs counts look-ups of extended attributes.
+type countXAttrs struct {
+	*FS
+	asked *atomic.Int32
+}
+
+func (c countXAttrs) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	c.asked.Add(1)
+	return c.FS.GetXAttr(cancel, in, attr, dest)
 }
 
 func TestNames(t *testing.T) {
