@@ -29,15 +29,15 @@ type spec struct {
 // argv is QEMU's command line, without the program.
 func (s spec) argv() []string {
 	args := slices.Concat(
-		nameArgs(s.cfg.Name),
-		machineArgs(s.arch, s.accel),
+		nameArgs(s.cfg.Name, s.goos),
+		machineArgs(s.arch, s.accel, s.goos, s.cfg.CPUs),
 		cpuArgs(s.cpu, s.cfg.CPUs),
 		memoryArgs(s.cfg.MemoryMiB, !s.serial),
 		bootArgs(s),
 		monitorArgs(s.plugs.qmp),
 		consoleArgs(s.plugs.console),
 		rngArgs(),
-		balloonArgs(),
+		balloonArgs(s.goos),
 		incomingArgs(s.restore),
 	)
 	if s.serial {
@@ -57,24 +57,26 @@ func (s spec) argv() []string {
 	return append(args, sandboxArgs(s.sandbox)...)
 }
 
-// nameArgs titles the process, for ps and top. Nothing but these arguments
-// configures QEMU, and the machine waits for "cont".
-func nameArgs(name string) []string {
-	return []string{
-		"-name", "guest=berth-" + name + ",process=berth-" + name + ",debug-threads=on",
-		"-no-user-config", "-nodefaults", "-display", "none", "-S",
+// nameArgs titles the process, for ps and top, where QEMU can: on a Mac it refuses to
+// start. Nothing but these arguments configures QEMU, and the machine waits for "cont".
+func nameArgs(name, goos string) []string {
+	title := "guest=berth-" + name
+	if goos == "linux" {
+		title += ",process=berth-" + name + ",debug-threads=on"
 	}
+	return []string{"-name", title, "-no-user-config", "-nodefaults", "-display", "none", "-S"}
 }
 
 // machineArgs picks the board, and leaves off what the guest would only spend
 // time on at boot.
-func machineArgs(arch, accel string) []string {
+func machineArgs(arch, accel, goos string, cpus int) []string {
 	machine := "q35,smm=off,smbus=off,sata=off,usb=off,vmport=off,hpet=off,i8042=off"
 	if arch == "arm64" {
-		machine = "virt,gic-version=max"
-		if accel == HVF {
-			machine = "virt,gic-version=2" // QEMU before 8.0 has no other there
-		}
+		machine = "virt,gic-version=" + gicVersion(accel, cpus)
+	}
+	machine += ",memory-backend=mem"
+	if goos == "linux" { // QEMU 9.1 refuses to start where the system cannot
+		machine += ",dump-guest-core=off"
 	}
 	accelerator := accel
 	switch {
@@ -85,7 +87,20 @@ func machineArgs(arch, accel string) []string {
 	case accel == WHPX && arch == "amd64":
 		accelerator = "whpx,kernel-irqchip=off" // the other loses interrupts
 	}
-	return []string{"-machine", machine + ",memory-backend=mem,dump-guest-core=off", "-accel", accelerator}
+	return []string{"-machine", machine, "-accel", accelerator}
+}
+
+// gicVersion picks arm64's interrupt controller. With HVF, QEMU before 8.0 has the
+// second version alone, which is for a few CPUs.
+func gicVersion(accel string, cpus int) string {
+	const few = 8
+	switch {
+	case accel != HVF:
+		return "max"
+	case cpus > few:
+		return "3"
+	}
+	return "2"
 }
 
 // cpuModels are the models to try, best first.
@@ -168,9 +183,14 @@ func rngArgs() []string {
 }
 
 // balloonArgs return the memory that the guest frees to the host, and what the host
-// asks for. A guest that would have to kill for want of memory takes it back.
-func balloonArgs() []string {
-	return []string{"-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,disable-legacy=on"}
+// asks for. A guest that would have to kill for want of memory takes it back. On
+// Windows QEMU can return nothing, and would say so for each piece.
+func balloonArgs(goos string) []string {
+	device := "virtio-balloon-pci,id=balloon,deflate-on-oom=on,disable-legacy=on"
+	if goos != "windows" {
+		device += ",free-page-reporting=on"
+	}
+	return []string{"-device", device}
 }
 
 // incomingArgs have QEMU wait for a saved state.

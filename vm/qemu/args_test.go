@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,23 +27,26 @@ func TestDeviceArgs(t *testing.T) {
 		got  []string
 		want []string
 	}{
-		{"name", nameArgs("dev"), []string{
+		{"name", nameArgs("dev", "linux"), []string{
 			"-name", "guest=berth-dev,process=berth-dev,debug-threads=on",
 			"-no-user-config", "-nodefaults", "-display", "none", "-S",
 		}},
-		{"machine amd64 tcg", machineArgs("amd64", TCG), []string{
+		{"machine amd64 tcg", machineArgs("amd64", TCG, "linux", 4), []string{
 			"-machine", "q35,smm=off,smbus=off,sata=off,usb=off,vmport=off,hpet=off,i8042=off,memory-backend=mem,dump-guest-core=off",
 			"-accel", "tcg,thread=multi,tb-size=256",
 		}},
-		{"machine amd64 kvm", machineArgs("amd64", KVM)[2:], []string{"-accel", "kvm"}},
-		{"machine arm64", machineArgs("arm64", TCG), []string{
+		{"machine amd64 kvm", machineArgs("amd64", KVM, "linux", 4)[2:], []string{"-accel", "kvm"}},
+		{"machine arm64", machineArgs("arm64", TCG, "linux", 9), []string{
 			"-machine", "virt,gic-version=max,memory-backend=mem,dump-guest-core=off", "-accel", "tcg,thread=multi,tb-size=256",
 		}},
-		{"machine arm64 hvf", machineArgs("arm64", HVF), []string{
-			"-machine", "virt,gic-version=2,memory-backend=mem,dump-guest-core=off", "-accel", "hvf",
+		{"machine arm64 hvf", machineArgs("arm64", HVF, "darwin", 8), []string{
+			"-machine", "virt,gic-version=2,memory-backend=mem", "-accel", "hvf",
 		}},
-		{"machine amd64 whpx", machineArgs("amd64", WHPX)[2:], []string{"-accel", "whpx,kernel-irqchip=off"}},
-		{"machine arm64 whpx", machineArgs("arm64", WHPX)[2:], []string{"-accel", "whpx"}},
+		{"machine arm64 hvf, many CPUs", machineArgs("arm64", HVF, "darwin", 9)[:2], []string{
+			"-machine", "virt,gic-version=3,memory-backend=mem",
+		}},
+		{"machine amd64 whpx", machineArgs("amd64", WHPX, "windows", 4)[2:], []string{"-accel", "whpx,kernel-irqchip=off"}},
+		{"machine arm64 whpx", machineArgs("arm64", WHPX, "windows", 4)[2:], []string{"-accel", "whpx"}},
 		{"cpu", cpuArgs("host", 4), []string{"-cpu", "host", "-smp", "cpus=4,sockets=1,cores=4,threads=1"}},
 		{"models amd64 tcg", cpuModels("amd64", TCG), []string{"max,-erms"}},
 		{"models arm64 tcg", cpuModels("arm64", TCG), []string{"max,pauth-impdef=on"}},
@@ -68,7 +73,7 @@ func TestDeviceArgs(t *testing.T) {
 		}},
 		{"console", consoleArgs(plug{fd: 4}), []string{"-chardev", "socket,id=console,fd=4", "-serial", "chardev:console"}},
 		{"rng", rngArgs(), []string{"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,disable-legacy=on"}},
-		{"balloon", balloonArgs(), []string{"-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,disable-legacy=on"}},
+		{"balloon", balloonArgs("darwin"), []string{"-device", "virtio-balloon-pci,id=balloon,deflate-on-oom=on,disable-legacy=on,free-page-reporting=on"}},
 		{"vsock", vsockArgs(plug{fd: 5}), []string{
 			"-chardev", "socket,id=vsock,fd=5", "-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
 		}},
@@ -208,6 +213,51 @@ func TestArgv(t *testing.T) {
 	s.cfg.Initrd = ""
 	if slices.Contains(s.argv(), "-initrd") {
 		t.Error("a machine without an initrd has one")
+	}
+}
+
+// TestHosts has the whole command line for QEMU on each host, an argument a line, as
+// the files in testdata have it, which UPDATE=1 writes anew. The paths are as their
+// users have them.
+func TestHosts(t *testing.T) {
+	network := card{net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee}}
+	mac := vm.Config{
+		Name: "dev", CPUs: 10, MemoryMiB: 4096, Kernel: "/Applications/My Tools, new/image/kernel", Initrd: "/Applications/My Tools, new/image/initramfs",
+		Cmdline: []string{"quiet", "root=/dev/vda"}, Network: network,
+		Disks: []vm.Disk{
+			{Path: "/Applications/My Tools, new/image/root.erofs", ReadOnly: true, Serial: "berth-root"},
+			{Path: "/Users/Jörg Müller/Library/Application Support/berth/data/dev/data.img", Serial: "berth-data"},
+		},
+	}
+	inherited := plugs{qmp: plug{fd: 3}, console: plug{fd: 4}, streams: plug{fd: 5}, net: plug{fd: 6}}
+	const run = `C:\Users\Jörg, M\AppData\Local\berth\run\dev\`
+	windows := vm.Config{
+		Name: "dev", CPUs: 4, MemoryMiB: 2048, Kernel: `C:\Program Files\Berth, new\image-amd64\vmlinux`, Initrd: `C:\Program Files\Berth, new\image-amd64\initramfs`,
+		Cmdline: []string{"quiet", "root=/dev/vda"}, Network: network,
+		Disks: []vm.Disk{
+			{Path: `C:\Program Files\Berth, new\image-amd64\root.erofs`, ReadOnly: true, Serial: "berth-root"},
+			{Path: `\\?\D:\Jörg "M"\data.img`, Serial: "berth-data"},
+		},
+	}
+	named := plugs{qmp: plug{path: run + "qmp.sock"}, console: plug{path: run + "console.sock"}, streams: plug{path: run + "streams.sock"}, net: plug{path: run + "network.sock"}}
+	for name, s := range map[string]spec{
+		"darwin-arm64-hvf":   {cfg: mac, goos: "darwin", arch: "arm64", accel: HVF, plugs: inherited},
+		"darwin-amd64-hvf":   {cfg: mac, goos: "darwin", arch: "amd64", accel: HVF, plugs: inherited},
+		"windows-amd64-whpx": {cfg: windows, goos: "windows", arch: "amd64", accel: WHPX, plugs: named},
+		"windows-amd64-tcg":  {cfg: windows, goos: "windows", arch: "amd64", accel: TCG, plugs: named, restore: true},
+	} {
+		s.serial, s.cpu = true, cpuModels(s.arch, s.accel)[0]
+		got := strings.Join(s.argv(), "\n") + "\n"
+		file := filepath.Join("testdata", name+".args")
+		if os.Getenv("UPDATE") == "1" {
+			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil || got != string(want) {
+			t.Errorf("%s: %v, got\n%swant\n%s", name, err, got, want)
+		}
 	}
 }
 

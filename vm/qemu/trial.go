@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -79,7 +80,7 @@ func tryQEMU(ctx context.Context, p program, arch, accel, model string) (fault s
 // enough.
 func trialArgs(arch, accel, model, code string) []string {
 	args := []string{"-no-user-config", "-nodefaults", "-display", "none", "-m", "64"}
-	machine := machineArgs(arch, accel)
+	machine := machineArgs(arch, accel, runtime.GOOS, 1)
 	machine[1] = strings.Replace(machine[1], ",memory-backend=mem", "", 1)
 	args = append(append(args, machine...), cpuArgs(model, 1)...)
 	if arch == "arm64" {
