@@ -456,12 +456,14 @@ func compact(ctx context.Context, path string) (int64, error) {
 
 // gone waits until a machine that was told to end has ended, and all that belongs
 // to it.
-func (m *machine) gone() error { return m.life.Gone(dieWithin+compactWithin, "Hyper-V") }
+func (m *machine) gone() error {
+	return m.life.Gone(dieWithin+compactWithin, "Hyper-V does not end the machine although it was told to")
+}
 
 // Stop implements vm.Machine. Its power button is Hyper-V's integration service,
 // which the guest hears once its modules are loaded.
 func (m *machine) Stop(ctx context.Context) error {
-	return m.life.SwitchOff(ctx, m.plug, pressEvery, m.press, m.gone)
+	return m.life.SwitchOff(ctx, m.plug.Pull, pressEvery, m.press, m.gone)
 }
 
 func (m *machine) press(ctx context.Context) {

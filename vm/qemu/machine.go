@@ -19,6 +19,7 @@ import (
 
 	"github.com/berthvm/berth/vm"
 	"github.com/berthvm/berth/vm/internal/life"
+	"github.com/berthvm/berth/vm/internal/preflight"
 )
 
 const (
@@ -68,21 +69,8 @@ type machine struct {
 
 // newMachine makes sure of what cfg names and of dir.
 func (d *Driver) newMachine(h *host, cfg vm.Config, dir string) (vm.Machine, error) {
-	files := []string{cfg.Kernel}
-	if cfg.Initrd != "" {
-		files = append(files, cfg.Initrd)
-	}
-	for _, name := range files {
-		if st, err := os.Stat(name); err != nil {
-			return nil, fmt.Errorf("cannot boot machine %q: %w", cfg.Name, err)
-		} else if !st.Mode().IsRegular() {
-			return nil, fmt.Errorf("cannot boot machine %q: %s is not a file", cfg.Name, name)
-		}
-	}
-	if st, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("machine directory: %w", err)
-	} else if !st.IsDir() {
-		return nil, fmt.Errorf("machine directory: %s is not a directory", dir)
+	if err := preflight.Files(cfg, dir); err != nil {
+		return nil, err
 	}
 	log := d.log.With("machine", cfg.Name)
 	shares, err := d.folders(cfg.Shares, log)
@@ -309,22 +297,7 @@ func (m *machine) readConsole(c *cable) error {
 	if err != nil {
 		return err
 	}
-	w := m.cfg.Console
-	if w == nil {
-		w = io.Discard
-	}
-	_, err = io.Copy(console{w}, conn)
-	return err
-}
-
-// console keeps reading whatever becomes of the writer: a guest whose console
-// is stuck stops.
-type console struct{ w io.Writer }
-
-// Write implements io.Writer.
-func (c console) Write(p []byte) (int, error) {
-	c.w.Write(p)
-	return len(p), nil
+	return preflight.Console(m.cfg.Console, conn)
 }
 
 // supervise waits for QEMU's end, and ends the machine with it.
@@ -491,57 +464,25 @@ func (m *machine) fail(reason error) {
 	}
 }
 
-// gone waits until a machine that was told to end has ended, and all that
-// belongs to it.
 func (m *machine) gone() error {
-	select {
-	case <-m.life.Done():
-		return nil
-	case <-time.After(dieWithin):
-		return errors.New("QEMU does not end although it was killed: look for a device of this host that hangs")
-	}
+	return m.life.Gone(dieWithin, "QEMU does not end although it was killed: look for a device of this host that hangs")
 }
 
 // Stop implements vm.Machine.
 func (m *machine) Stop(ctx context.Context) error {
-	if err := m.life.Open(); err != nil {
-		return err
-	}
-	if m.life.State() == life.Created {
-		return nil
-	}
-	press, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var presses sync.WaitGroup
-	defer presses.Wait()
-	defer cancel()
-	presses.Go(func() { m.pressButton(press) })
-	select {
-	case <-m.life.Done():
-		return nil
-	case <-ctx.Done():
-	}
-	m.fail(vm.ErrKilled)
-	return m.gone()
+	return m.life.SwitchOff(ctx, m.fail, pressEvery, m.press, m.gone)
 }
 
-// pressButton presses the power button until ctx ends.
-func (m *machine) pressButton(ctx context.Context) {
-	for ctx.Err() == nil {
-		m.mu.Lock()
-		mon := m.mon
-		m.mu.Unlock()
-		if mon != nil {
-			if err := mon.run(ctx, "system_powerdown"); err != nil && ctx.Err() == nil {
-				m.log.Debug("power button", "error", err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-m.life.Done():
-			return
-		case <-time.After(pressEvery):
-		}
+// press presses the power button.
+func (m *machine) press(ctx context.Context) {
+	m.mu.Lock()
+	mon := m.mon
+	m.mu.Unlock()
+	if mon == nil {
+		return
+	}
+	if err := mon.run(ctx, "system_powerdown"); err != nil && ctx.Err() == nil {
+		m.log.Debug("power button", "error", err)
 	}
 }
 

@@ -315,11 +315,13 @@ func (m *machine) follow(inst instance, failed <-chan error) error {
 	}
 }
 
-func (m *machine) gone() error { return m.life.Gone(dieWithin, "Virtualization.framework") }
+func (m *machine) gone() error {
+	return m.life.Gone(dieWithin, "Virtualization.framework does not end the machine although it was told to")
+}
 
 // Stop implements vm.Machine.
 func (m *machine) Stop(ctx context.Context) error {
-	return m.life.SwitchOff(ctx, m.plug, pressEvery, m.press, m.gone)
+	return m.life.SwitchOff(ctx, m.plug.Pull, pressEvery, m.press, m.gone)
 }
 
 // press presses the power button. The framework answers at once.

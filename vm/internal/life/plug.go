@@ -2,7 +2,7 @@ package life
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"sync"
 	"time"
 
@@ -63,19 +63,19 @@ func (p *Plug) Until(ended <-chan struct{}, every time.Duration, pull func()) {
 }
 
 // Gone waits until a machine that was told to end has ended, and all that belongs
-// to it, but no longer than within. hypervisor is its name, for the error.
-func (l *Life) Gone(within time.Duration, hypervisor string) error {
+// to it, but no longer than within. hanging is what the error says then.
+func (l *Life) Gone(within time.Duration, hanging string) error {
 	select {
 	case <-l.ended:
 		return nil
 	case <-time.After(within):
-		return fmt.Errorf("%s does not end the machine although it was told to", hypervisor)
+		return errors.New(hanging)
 	}
 }
 
-// SwitchOff is Stop of a machine that has a plug: its power button is pressed again and
-// again, and the plug is pulled when ctx ends. gone waits for the end that follows.
-func (l *Life) SwitchOff(ctx context.Context, p *Plug, every time.Duration, press func(context.Context), gone func() error) error {
+// SwitchOff is a machine's Stop: its power button is pressed again and again, and the
+// plug is pulled when ctx ends. gone waits for the end that follows.
+func (l *Life) SwitchOff(ctx context.Context, pull func(reason error), every time.Duration, press func(context.Context), gone func() error) error {
 	if err := l.Open(); err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (l *Life) SwitchOff(ctx context.Context, p *Plug, every time.Duration, pres
 		case <-time.After(every):
 		}
 	}
-	p.Pull(vm.ErrKilled)
+	pull(vm.ErrKilled)
 	return gone()
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/berthvm/berth/vm"
 )
 
-// Files makes sure of the files and folders that cfg names, and of dir.
+// Files makes sure of the files that cfg names, and of dir.
 func Files(cfg vm.Config, dir string) error {
 	files := []string{cfg.Kernel}
 	if cfg.Initrd != "" {
@@ -24,13 +24,6 @@ func Files(cfg vm.Config, dir string) error {
 			return fmt.Errorf("cannot boot machine %q: %w", cfg.Name, err)
 		} else if !st.Mode().IsRegular() {
 			return fmt.Errorf("cannot boot machine %q: %s is not a file", cfg.Name, name)
-		}
-	}
-	for _, s := range cfg.Shares {
-		if st, err := os.Stat(s.Path); err != nil {
-			return fmt.Errorf("share %q: %w", s.Tag, err)
-		} else if !st.IsDir() {
-			return fmt.Errorf("share %q: %s is not a directory", s.Tag, s.Path)
 		}
 	}
 	if st, err := os.Stat(dir); err != nil {
