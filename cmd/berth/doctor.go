@@ -44,8 +44,8 @@ func (a *app) doctorCommand() *cobra.Command {
 changes nothing. The exit code is 4 when the host cannot run the machine.
 
 With --selftest, try what the machine is for: boot one of its own, run containers
-in it, share a folder, publish a port, build an image, restart it, and remove it
-without a trace. It takes a minute or two; your machines are not touched.`,
+in it, share a folder, publish a port, build an image, pause, save and restart it,
+and remove it without a trace. It takes a minute or two; your machines are not touched.`,
 		Example: "  berth doctor\n  berth doctor --selftest\n  berth doctor --format json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -53,6 +53,8 @@ var steps = []step{
 	{"registry on localhost:5000", (*trial).registry, ""},
 	{"docker client", (*trial).docker, ""},
 	{"memory given back", (*trial).memory, ""},
+	{"pause and resume", (*trial).pause, ""},
+	{"saved state", (*trial).save, ""},
 	{"data after a restart", (*trial).restart, ""},
 	{"stop", (*trial).stop, ""},
 }
@@ -363,6 +365,36 @@ func (t *trial) awaitMemory(ctx context.Context, pid int, enough func(mib int64)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+func (t *trial) pause(ctx context.Context) (string, error) {
+	for _, verb := range []string{"pause", "resume"} {
+		if _, err := t.berth(ctx, "machine", verb); err != nil {
+			return "", err
+		}
+	}
+	return "it goes on", expect(t.berth(ctx, "ssh", "--", "echo", token))
+}
+
+// save has a container keep in memory what only a machine that goes on still knows.
+func (t *trial) save(ctx context.Context) (string, error) {
+	const keep = "echo " + token + " >/dev/shm/token; exec sleep 3600"
+	if _, err := t.berth(ctx, "run", "-d", "--init", "--name", "keeper", "hello", "sh", "-c", keep); err != nil {
+		return "", err
+	}
+	_, err := t.berth(ctx, "machine", "save")
+	if err == nil {
+		_, err = t.berth(ctx, "start")
+	} else if _, why, ok := strings.Cut(err.Error(), errors.ErrUnsupported.Error()+": "); ok {
+		err = skip(why)
+	}
+	if err == nil {
+		err = expect(t.berth(ctx, "exec", "keeper", "cat", "/dev/shm/token"))
+	}
+	if _, e := t.berth(ctx, "rm", "-f", "keeper"); err == nil {
+		err = e
+	}
+	return "a container went on after it", err
 }
 
 func (t *trial) restart(ctx context.Context) (string, error) {

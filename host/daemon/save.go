@@ -56,7 +56,7 @@ func (d *daemon) save(ctx context.Context, m vm.Machine) error {
 	case d.progress.get().State != api.Running:
 		return errNotUp
 	case !ok:
-		return fmt.Errorf("machines of the driver %q cannot be saved", d.caps.Driver)
+		return fmt.Errorf("%w: machines of the driver %q cannot be saved", errors.ErrUnsupported, d.caps.Driver)
 	}
 	free, err := machine.FreeBytes(d.o.Machine.DataDir)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/Code-Hex/vz/v3"
 )
 
-var errIntel = fmt.Errorf("Virtualization.framework saves machines on Apple silicon only: %w", errors.ErrUnsupported)
+var errIntel = fmt.Errorf("%w: Virtualization.framework saves machines on Apple silicon only", errors.ErrUnsupported)
 
 func rosettaShare() (vz.DirectoryShare, error) { return nil, nil }
 

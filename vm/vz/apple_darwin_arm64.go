@@ -4,6 +4,7 @@ package vz
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/Code-Hex/vz/v3"
 )
@@ -26,7 +27,7 @@ func canSave(cfg *vz.VirtualMachineConfiguration) error {
 	if ok, err := cfg.ValidateSaveRestoreSupport(); err != nil {
 		return err
 	} else if !ok {
-		return errors.New("this configuration cannot be saved")
+		return fmt.Errorf("%w: Virtualization.framework saves no machine of this configuration", errors.ErrUnsupported)
 	}
 	return nil
 }
