@@ -51,6 +51,16 @@ func machines() []machine {
 	}
 }
 
+// number is the number of the system call with a kernel's name for it. The table
+// for arm64 has an older one for what every program there calls to look at a file.
+func (m machine) number(name string) (nr int, ok bool) {
+	if m.name == specs.ArchAARCH64 && name == "newfstatat" {
+		name = "fstatat"
+	}
+	nr, ok = m.info.SyscallNames[name]
+	return nr, ok
+}
+
 var allArches = []specs.Arch{
 	specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchARM, specs.ArchAARCH64, specs.ArchMIPS,
 	specs.ArchMIPS64, specs.ArchMIPS64N32, specs.ArchMIPSEL, specs.ArchMIPSEL64, specs.ArchMIPSEL64N32,
@@ -267,7 +277,7 @@ func (m machine) part(rules map[string][]rule, def uint32) []bpf.Instruction {
 	bit := uint32(m.info.SeccompMask)
 	var calls []span
 	for name, rs := range rules {
-		nr, ok := m.info.SyscallNames[name]
+		nr, ok := m.number(name)
 		if !ok {
 			continue
 		}

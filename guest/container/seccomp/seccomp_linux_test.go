@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/elastic/go-seccomp-bpf/arch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -60,7 +61,7 @@ func (v vm) run(c call) uint32 {
 		}
 		id = uint32(m.info.ID)
 		if c.name != "" {
-			n, ok := m.info.SyscallNames[c.name]
+			n, ok := m.number(c.name)
 			if !ok {
 				v.t.Fatalf("%s has no %s", c.arch, c.name)
 			}
@@ -132,6 +133,27 @@ func TestDefault(t *testing.T) {
 	} {
 		if got := newVM(t, test.f).run(test.c); got != test.want {
 			t.Errorf("%+v: %#x, want %#x", test.c, got, test.want)
+		}
+	}
+}
+
+// TestNumbers has what programs call most under the kernel's own names, with the
+// numbers of asm/unistd.h.
+func TestNumbers(t *testing.T) {
+	for _, m := range []struct {
+		machine
+		want map[string]int
+	}{
+		{machine{specs.ArchAARCH64, arch.AARCH64, false}, map[string]int{"openat": 56, "read": 63, "newfstatat": 79, "fstat": 80, "statx": 291, "mmap": 222, "fcntl": 25,
+			"lseek": 62, "statfs": 43, "fstatfs": 44, "truncate": 45, "ftruncate": 46, "fadvise64": 223, "sendfile": 71, "clone": 220, "execve": 221, "faccessat2": 439}},
+		{machine{specs.ArchARM, arch.ARM, true}, map[string]int{"openat": 322, "fstatat64": 327, "mmap2": 192, "execve": 11}},
+		{machine{specs.ArchX86_64, arch.X86_64, false}, map[string]int{"openat": 257, "newfstatat": 262, "fstat": 5, "statx": 332, "mmap": 9, "execve": 59}},
+		{machine{specs.ArchX86, arch.I386, true}, map[string]int{"openat": 295, "fstatat64": 300, "mmap2": 192, "execve": 11}},
+	} {
+		for name, want := range m.want {
+			if nr, ok := m.number(name); nr != want || !ok {
+				t.Errorf("%s: %s is %d, %t, want %d", m.name, name, nr, ok, want)
+			}
 		}
 	}
 }
