@@ -35,8 +35,9 @@ func TestRequest(t *testing.T) {
 		{name: "the default's name", in: Request{Dockerfile: ".", Network: "default"}, attrs: map[string]string{}},
 		{name: "host's network", in: Request{Network: "host"}, attrs: map[string]string{"force-network-mode": "host"}},
 		{name: "network", in: Request{Network: "mine"}, bad: `network mode "mine" not supported`},
-		{name: "host without address", in: Request{ExtraHosts: []string{"h"}}, bad: "invalid host h"},
+		{name: "host without address", in: Request{ExtraHosts: []string{"h"}}, bad: `invalid host "h"`},
 		{name: "host without name", in: Request{ExtraHosts: []string{":1"}}, bad: "invalid host"},
+		{name: "two hosts in one", in: Request{ExtraHosts: []string{"h:192.0.2.9,g:192.0.2.8"}}, bad: "invalid host"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			req, err := c.in.solve(alias)

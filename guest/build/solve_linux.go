@@ -275,8 +275,9 @@ func extraHosts(in []string, hostAlias netip.Addr) ([]string, error) {
 		if n, a, eq := strings.Cut(h, "="); eq && !strings.Contains(n, ":") {
 			name, addr, ok = n, a, true
 		}
-		if !ok || name == "" {
-			return nil, fmt.Errorf("invalid host %s: %w", h, ErrRequest)
+		// The list is one of values between commas, some in quotes.
+		if !ok || name == "" || strings.ContainsAny(h, ",\"\r\n") {
+			return nil, fmt.Errorf("invalid host %q: %w", h, ErrRequest)
 		}
 		if addr == "host-gateway" {
 			if !hostAlias.IsValid() {
