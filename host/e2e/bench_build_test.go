@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -21,7 +22,7 @@ func BenchmarkBuild(b *testing.B) {
 	defer p.close()
 	p.load(b, h, "hello")
 	kit := func(c cli) cli {
-		c.env = append(c.env, "DOCKER_BUILDKIT=1")
+		c.env, c.patience = append(c.env, "DOCKER_BUILDKIT=1"), long
 		return c
 	}
 	sides := []cli{kit(h.docker()), kit(p.docker())}
@@ -43,6 +44,7 @@ func BenchmarkBuild(b *testing.B) {
 		}
 		c.ok(b, "build", "-q", "-t", "bench", dir)
 	})
+	compareSteps(b, sides)
 	large := buildContext(b, map[string]string{"Dockerfile": "FROM hello\nCOPY big /big\n"})
 	noise := make([]byte, 100<<20)
 	for i := range noise {
@@ -59,6 +61,32 @@ func BenchmarkBuild(b *testing.B) {
 	files := buildContext(b, many)
 	compare(b, "context of 10,000 files", sides, 1, func(c cli) { c.ok(b, "build", "-q", files) })
 	b.ReportMetric(0, "ns/op")
+}
+
+// compareSteps reports what a RUN takes that does nothing, beside the peer's and beside
+// a container by run --rm: what ten more take in a build, by ten.
+func compareSteps(b *testing.B, sides []cli) {
+	b.Helper()
+	const more = 10
+	steps := func(n int) string {
+		return buildIn(b, "FROM hello\n"+strings.Repeat("RUN true\n", n))
+	}
+	few, many := steps(1), steps(1+more)
+	step, run := make([][]time.Duration, len(sides)), make([][]time.Duration, len(sides))
+	for range 3 {
+		for i, c := range sides {
+			build := func(dir string) time.Duration {
+				return timed(func() { c.ok(b, "build", "--no-cache", "-q", dir) })
+			}
+			step[i] = append(step[i], (build(many)-build(few))/more)
+			run[i] = append(run[i], timed(func() { c.ok(b, "run", "--rm", "hello", "true") }))
+		}
+	}
+	report(b, "RUN true", "ms", ms(median(step[0])), ms(median(step[1])), 3)
+	ours := ms(median(run[0])) / ms(median(step[0]))
+	fmt.Printf("RUN beside run --rm: Berth %.1f ms beside %.1f ms, peer %.1f ms beside %.1f ms\n",
+		ms(median(step[0])), ms(median(run[0])), ms(median(step[1])), ms(median(run[1])))
+	b.ReportMetric(ours, "RUN-beside-run-ratio")
 }
 
 // compare runs do for each side by turns and prints the medians, ours first.
