@@ -129,6 +129,16 @@ func (c *Container) waitsDetached() bool {
 	return unix.Lstat(filepath.Join(c.dir, startSocket), &st) == nil
 }
 
+// Executed reports whether and when the program of a detached container was
+// executed, also when it has ended since.
+func (c *Container) Executed() (at time.Time, ok bool) {
+	info, err := os.Lstat(filepath.Join(c.dir, pendingFile))
+	if err != nil || info.Size() > 0 {
+		return time.Time{}, false
+	}
+	return info.ModTime(), true
+}
+
 // State is the container's state as the OCI defines it.
 func (c *Container) State() (*specs.State, error) {
 	status, err := c.Status()

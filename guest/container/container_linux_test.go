@@ -701,6 +701,9 @@ func TestDetached(t *testing.T) {
 			if s, err := c.Status(); err != nil || s != want {
 				t.Errorf("status %v %v, want %v", s, err, want)
 			}
+			if at, ok := c.Executed(); ok != (want == Running) || ok && at.Sub(c.Created()).Abs() > time.Minute {
+				t.Errorf("%v: executed: %v at %v, created at %v", want, ok, at, c.Created())
+			}
 		}
 		if want == Created {
 			if err := again.Start(testContext(t)); err != nil {
@@ -752,6 +755,50 @@ func TestDetachedProgramError(t *testing.T) {
 	}
 	if s, err := b.Status(); s != Stopped || err != nil {
 		t.Errorf("status %v %v", s, err)
+	}
+	if _, ok := b.Executed(); ok {
+		t.Error("a program that cannot be executed was")
+	}
+}
+
+// TestExecutedTells: whether a detached container's program was executed can be
+// told after its end, also under the limits it has and beside files it is given.
+func TestExecutedTells(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	for _, executed := range []bool{false, true} {
+		spec := testSpec(root, "sh", "-c", "exit 1")
+		spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_FSIZE"}}
+		spec.Process.User = specs.User{UID: 1000, GID: 1000}
+		cfg := testConfig(t, spec)
+		cfg.Detached = true
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		cfg.ExtraFiles = slices.Repeat([]*os.File{null}, 20)
+		b, err := create(t, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		start, err := b.takeStart()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if executed {
+			err = awaitExec(start, b.PIDFD())
+		}
+		start.close() // as if the engine had crashed
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := b.Wait(testContext(t)); err != nil || ws.ExitStatus() != 1 {
+			t.Errorf("%v %v", ws, err)
+		}
+		if _, ok := b.Executed(); ok != executed {
+			t.Errorf("executed: %v, want %v", ok, executed)
+		}
 	}
 }
 

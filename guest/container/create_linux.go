@@ -87,6 +87,9 @@ func (p *plan) create(ctx context.Context) (*Container, error) {
 		if err := listenStart(c.dir, l, tidy); err != nil {
 			return nil, err
 		}
+		if err := makePending(c.dir, l, tidy); err != nil {
+			return nil, err
+		}
 	}
 	if p.newUser {
 		l.command.MapIDs = p.mapIDs
@@ -365,6 +368,18 @@ func listenStart(dir string, l *launch, tidy *cleanup) error {
 		return fmt.Errorf("bind %s: %w", startSocket, err)
 	}
 	return unix.Listen(fd, 1)
+}
+
+// makePending makes the file that tells whether a detached container's program was
+// executed. It shrinks then, which no limit of the program's forbids.
+func makePending(dir string, l *launch, tidy *cleanup) error {
+	f, err := os.OpenFile(filepath.Join(dir, pendingFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	tidy.add(func() { f.Close() })
+	l.pending = f
+	return f.Truncate(1)
 }
 
 // forked records the process as soon as it exists, so that Delete finds it

@@ -34,6 +34,7 @@ type launch struct {
 	stdin, stdout, stderr *os.File
 	extra                 []*os.File
 	startSocket           *os.File // listening
+	pending               *os.File // to be emptied at the start
 	mountNS               *os.File
 	rootTree              *os.File   // for a warm process
 	joins                 []join     // likewise
@@ -138,7 +139,7 @@ func (l *launch) layOut() (null *os.File, err error) {
 		return len(l.files) - 1
 	}
 	o := l.order
-	o.RootTree, o.Start, o.MountNS = put(l.rootTree), put(l.startSocket), put(l.mountNS)
+	o.RootTree, o.Start, o.Pending, o.MountNS = put(l.rootTree), put(l.startSocket), put(l.pending), put(l.mountNS)
 	for _, j := range l.joins {
 		o.Joins = append(o.Joins, order.Join{File: put(j.file), Kind: j.kind})
 	}

@@ -24,6 +24,7 @@ const (
 	stateFile   = "state.json"
 	filterFile  = "seccomp"
 	startSocket = "start.sock" // only while a detached container waits for its start
+	pendingFile = "pending"    // of a detached container: one byte, emptied when its program is executed
 )
 
 // stateVersion is raised when older programs must not read the state.

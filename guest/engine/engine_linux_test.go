@@ -346,6 +346,63 @@ func TestCrashInTeardown(t *testing.T) {
 	})
 }
 
+// TestCrashAtStart: a run whose start was not recorded before the engine crashed
+// is not lost, even if it has ended since.
+func TestCrashAtStart(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	begin := time.Now()
+	records := map[string][]byte{}
+	path := func(id string) string { return w.Dir + "/state/containers/" + id + "/container.json" }
+	run := func(name string, hc *apicontainer.HostConfig) string {
+		id := create(t, e, name, hc, "sleep")
+		b, err := os.ReadFile(path(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		records[id] = b
+		start(t, e, id)
+		return id
+	}
+	ended, runs, auto := run("ended", nil), run("runs", nil), run("auto", &apicontainer.HostConfig{AutoRemove: true})
+	e.Close()
+	for id, b := range records {
+		if err := os.WriteFile(path(id), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{ended, auto} {
+		w.Signal("container/"+id, 10)
+		w.Signal("container/"+id, 15)
+		eventually(t, "the end without an engine", func() bool { return w.Exited("container/" + id) })
+	}
+	e = w.Engine()
+	if code := wait(t, e, ended, ""); code != 15 {
+		t.Errorf("the run ended with %d", code)
+	}
+	if s := status(t, e, ended); s.Status != "exited" || s.ExitCode != 15 || s.StartedAt < begin.UTC().Format(time.RFC3339Nano) || s.FinishedAt < s.StartedAt {
+		t.Errorf("what ended is %+v", s)
+	}
+	if got := logs(t, e, ended); got != "signal 10\n" {
+		t.Errorf("logged %q", got)
+	}
+	if s := status(t, e, runs); s.Status != "running" || s.Pid == 0 {
+		t.Errorf("what runs is %+v", s)
+	}
+	eventually(t, "the removal", func() bool { _, err := e.Inspect(ctx, auto, false); return errdefs.IsNotFound(err) })
+	past, _, err := e.Journal.Subscribe(begin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{ended, auto} {
+		if !slices.ContainsFunc(past, func(m events.Message) bool {
+			return m.Action == events.ActionDie && m.Actor.ID == id && m.Actor.Attributes["exitCode"] == "15"
+		}) {
+			t.Errorf("no event tells of the end of %s: %v", id, past)
+		}
+	}
+}
+
 func TestRebootAppliesPolicies(t *testing.T) {
 	w := enginetest.New(t)
 	e := w.Engine()

@@ -10,7 +10,6 @@ import (
 
 	"github.com/moby/moby/api/types/events"
 
-	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/stdio"
 	"github.com/berthvm/berth/guest/keeper"
@@ -190,7 +189,8 @@ func (c *Container) takeUp(listed keeper.Entry) error {
 	if err != nil {
 		return err
 	}
-	if !c.rec.State.Status.Alive() && !started(task) {
+	at, executed := executed(task)
+	if !c.rec.State.Status.Alive() && !executed {
 		task.Close()
 		return errNotStarted
 	}
@@ -223,26 +223,22 @@ func (c *Container) takeUp(listed keeper.Entry) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.rec.State.Status.Alive() { // the crash came between the start and its record
-		_ = c.rec.State.Status.Transition(record.Running)
-		c.rec.State.StartedAt, c.rec.State.PID, c.rec.State.Boot = time.Now().UTC(), pid, c.e.opts.BootID
-		c.event(events.ActionStart)
+		if err := c.begun(r, at.UTC()); err != nil {
+			return err
+		}
 		c.save(true)
 	}
 	c.watch(r)
 	return nil
 }
 
-// started says whether a task's program was executed: only then it is worth
-// keeping.
-func started(t Task) bool {
-	s, ok := t.(interface {
-		Status() (container.Status, error)
-	})
-	if !ok {
-		return false
+// executed says whether and when a task's program was executed: only then it is
+// worth keeping, also if it has ended since.
+func executed(t Task) (at time.Time, ok bool) {
+	if e, is := t.(interface{ Executed() (time.Time, bool) }); is {
+		return e.Executed()
 	}
-	status, err := s.Status()
-	return err == nil && (status == container.Running || status == container.Paused)
+	return time.Time{}, false
 }
 
 // restoreExecs takes up the execs of containers that run.

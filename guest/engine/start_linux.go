@@ -451,19 +451,28 @@ func (b *building) exec(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.rec.State.Status.Transition(record.Running); err != nil {
+	if err := c.begun(b.run_, now); err != nil {
 		return err
 	}
-	st := &c.rec.State
-	st.PID, st.ExitCode, st.Error, st.OOMKilled, st.Stopped = b.run_.pid, 0, "", false, false
-	st.StartedAt, st.Boot = now, b.e.opts.BootID
-	c.event(events.ActionStart)
 	if c.rec.HostConfig.AutoRemove {
 		c.saveSoon(b.run_)
 	} else {
 		c.save(!c.rec.HostConfig.RestartPolicy.IsNone()) // only a policy must know after a power cut
 	}
 	c.watch(b.run_)
+	return nil
+}
+
+// begun puts it in the record, which is not saved, that r has begun. The caller
+// holds mu.
+func (c *Container) begun(r *run, at time.Time) error {
+	st := &c.rec.State
+	if err := st.Status.Transition(record.Running); err != nil {
+		return err
+	}
+	st.PID, st.ExitCode, st.Error, st.OOMKilled, st.Stopped = r.pid, 0, "", false, false
+	st.StartedAt, st.Boot = at, c.e.opts.BootID
+	c.event(events.ActionStart)
 	return nil
 }
 

@@ -32,6 +32,9 @@ func Main() {
 	}
 	if err != nil {
 		p.fail(err)
+		if p.o != nil {
+			_ = p.pending(1)
+		}
 	}
 	exit(1)
 }

@@ -286,12 +286,25 @@ func (p *process) exec() error {
 	if err := p.say(order.Going); err != nil {
 		return err
 	}
+	if err := p.pending(0); err != nil {
+		return err
+	}
 	if err := p.loadFilter(); err != nil {
 		return err
 	}
 	_, _, errno := syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(path)),
 		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])))
 	return program(pr.Args[0], errno)
+}
+
+// pending sets the size of the file that says whether the program is still to be
+// executed: no engine may be there any more to be told.
+func (p *process) pending(size int64) error {
+	fd := p.file(p.o.Pending)
+	if fd == order.None {
+		return nil
+	}
+	return failed("note the start", unix.Ftruncate(fd, size))
 }
 
 // limit sets the resource limits, as late as possible: they are the program's, and
@@ -317,6 +330,11 @@ func (p *process) keepFiles() error {
 		var err error
 		if p.control, err = move(p.control); err != nil {
 			return failed("move the control socket", err)
+		}
+		if i := p.o.Pending; p.file(i) != order.None {
+			if p.files[i], err = move(p.files[i]); err != nil {
+				return failed("move the note of the start", err)
+			}
 		}
 		moved := make([]int, p.o.ExtraCount)
 		for i := range moved {

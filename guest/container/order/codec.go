@@ -40,7 +40,7 @@ type codec struct {
 
 func (c *codec) order(o *Order) {
 	c.bools(&o.Exec, &o.ParentHooks, &o.NewConsole, &o.NewTime, &o.Loopback, &o.ShareRoot, &o.RootRO, &o.BindDevices, &o.PropRec, &o.NewNet, &o.Guest)
-	c.ints(&o.Start, &o.MountNS, &o.Extra, &o.ExtraCount, &o.RootTree)
+	c.ints(&o.Start, &o.Pending, &o.MountNS, &o.Extra, &o.ExtraCount, &o.RootTree)
 	list(c, &o.Joins, (*codec).join)
 	c.strs(&o.TimeOffsets, &o.Keyring, &o.Hostname, &o.Domainname, &o.Rootfs)
 	c.u64(&o.Propagation)

@@ -1,7 +1,7 @@
 package order
 
 // Version is the first byte of an encoded Order.
-const Version = 3
+const Version = 4
 
 // The engine's single-byte message.
 const Proceed = 'g'
@@ -56,6 +56,7 @@ type Order struct {
 	ParentHooks bool
 	NewConsole  bool // allocate a terminal in the container's devpts
 	Start       int  // listening socket that brings the start
+	Pending     int  // regular file of one byte, which is emptied when the program is executed
 	MountNS     int  // to join: for Exec, or with Guest
 	Extra       int  // first of the files that become 3, 4, ...
 	ExtraCount  int

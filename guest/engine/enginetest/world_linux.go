@@ -350,7 +350,7 @@ type task struct {
 	args []string
 
 	mu      sync.Mutex
-	started bool
+	started time.Time
 	execs   []*process
 }
 
@@ -393,13 +393,10 @@ func (r runtime) Load(_, id string) (engine.Task, error) {
 
 func (t *task) PID() int { return t.proc.pid }
 
-func (t *task) Status() (container.Status, error) {
+func (t *task) Executed() (time.Time, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.started {
-		return container.Running, nil
-	}
-	return container.Created, nil
+	return t.started, !t.started.IsZero()
 }
 
 func (t *task) Start(context.Context) error {
@@ -411,7 +408,7 @@ func (t *task) Start(context.Context) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.started = true
+	t.started = time.Now()
 	close(t.proc.start)
 	return nil
 }
