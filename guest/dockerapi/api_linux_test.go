@@ -108,12 +108,36 @@ func TestVersions(t *testing.T) {
 	_, socket, _ := server(t)
 	for path, want := range map[string]int{
 		"/v1.40/version": 200, "/v1.56/version": 200, "/version": 200, "/v1.39/version": 400, "/v1.57/version": 400,
-		"/v1.999999999999999999999/version": 404, "/v2.0/version": 404, "/vx/version": 404, "/v1.40": 404, "/": 404, "//": 404,
+		"/v1.999999999999999999999/version": 400, "/v2.0/version": 400, "/v1/version": 400, "/v1.40.1/version": 200, "/v.../version": 400,
+		"/vx/version": 404, "/v/version": 404, "/v1.40": 404, "/v1.40/": 404, "/": 404, "/v9.9/nothing": 404, "/version?a=%zz": 400,
+		"//": 301, "//version": 301, "/version/": 404, "/v1.41//containers/json": 301, "/containers/./json": 301, "/containers/json/": 404,
+		"/networks/": 200, "/volumes/": 404, "/images/a%2F%2Fb/json": 301, "/containers/../../etc/passwd/json": 301,
 		"/v1.41/containers/json": 200, "/containers": 404, "/_ping": 200, "/v1.44/_ping": 200,
 	} {
 		if got, body := raw(t, socket, "GET "+path+" HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"); got != want {
 			t.Errorf("%s: %d %s, want %d", path, got, body, want)
 		}
+	}
+	api, _ := handler(t)
+	for _, c := range []struct {
+		method, path string
+		want         int
+	}{
+		{"HEAD", "/_ping", 200}, {"HEAD", "/version", 404}, {"OPTIONS", "/_ping", 200}, {"OPTIONS", "/v1.41/what/ever", 200}, {"OPTIONS", "/v1.1/_ping", 400},
+		{"TRACE", "/version", 404}, {"DELETE", "/containers/", 400}, {"DELETE", "/containers/a/", 404}, {"DELETE", "/nodes/", 404}, {"POST", "/swarm", 404},
+	} {
+		r := httptest.NewRecorder()
+		if api.ServeHTTP(r, httptest.NewRequest(c.method, c.path, nil)); r.Code != c.want {
+			t.Errorf("%s %s: %d %s, want %d", c.method, c.path, r.Code, r.Body, c.want)
+		}
+	}
+	r := httptest.NewRecorder()
+	api.ServeHTTP(r, httptest.NewRequest("GET", "/containers//json?all=1&limit=2", nil))
+	if to := r.Header().Get("Location"); to != "/containers/json?all=1&limit=2" {
+		t.Errorf("two slashes lead to %q", to)
+	}
+	if _, body := raw(t, socket, "GET /v1.23/version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"); !strings.HasPrefix(body, "client version 1.23 is too old") {
+		t.Errorf("a client that knows no JSON is told: %s", body)
 	}
 	_, body := raw(t, socket, "GET /v1.24/version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
 	if !strings.Contains(body, "client version 1.24 is too old. Minimum supported API version is 1.40") {
@@ -324,9 +348,23 @@ func TestBadBodies(t *testing.T) {
 		"bad since":           {"GET /events?since=then HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "since"},
 		"bad platform":        {post("/containers/create?platform=%7B", js, `{"Image":"img"}`), 400, "platform"},
 		"bad wait":            {"POST /containers/x/wait?condition=never HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400, "condition"},
-		"dots":                {"GET /containers/../../etc/passwd/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, ""},
 		"a volume of a swarm": {post("/volumes/create", js, `{"Name":"x","ClusterVolumeSpec":{}}`), 503, "not a swarm manager"},
 		"update of a volume":  {strings.Replace(post("/volumes/x?version=1", js, `{}`), "POST", "PUT", 1), 503, "volume update only valid for cluster volumes, but swarm is unavailable"},
+		"not a swarm's":       {post("/services/create", js, `{"Name":5}`), 400, "invalid JSON"},
+		"update of what":      {post("/services/x/update", js, `{}`), 400, "invalid service version ''"},
+		"update of a secret":  {post("/secrets/x/update?version=3", js, `{}`), 503, "This node is not a swarm manager"},
+		"leave":               {post("/swarm/leave", js, ``), 503, "This node is not part of a swarm"},
+		"init":                {post("/swarm/init", js, `{}`), 503, "swarm mode is not supported"},
+		"logs of nothing":     {"GET /services/x/logs HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "at least one of 'stdout' or 'stderr'"},
+		"filter of plugins":   {"GET /plugins?filters=%7B%22x%22%3A%5B%22y%22%5D%7D HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 400, "invalid filter 'x'"},
+		"no such plugin":      {"DELETE /plugins/a/b:c HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, `a/b:c\" not found`},
+		"enable":              {post("/plugins/x/enable", js, ``), 400, "timeout"},
+		"pull of a plugin":    {post("/plugins/pull?remote=x", js, `[]`), 501, "not supported"},
+		"pull of what":        {post("/plugins/pull", js, `[]`), 400, "invalid reference format"},
+		"checkpoints":         {"GET /containers/x/checkpoints HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 501, "experimental"},
+		"session":             {post("/session", js, ``), 400, "no upgrade proto in request"},
+		"session of what":     {"POST /session HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: h3\r\nContent-Length: 0\r\n\r\n", 400, "protocol h3 not supported"},
+		"gRPC of what":        {post("/grpc", js, ``), 400, "no upgrade proto in request"},
 		"method":              {"PATCH /version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n", 404, "page not found"},
 	} {
 		code, body := raw(t, socket, c.request)

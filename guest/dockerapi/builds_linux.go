@@ -1,15 +1,18 @@
 package dockerapi
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/docker/go-units"
@@ -29,16 +32,54 @@ func (s *Server) builds() {
 		s.cfg.Builds.Cancel(id)
 		return c.done(http.StatusOK)
 	})
-	s.handle("POST", "/session", func(c *call) error {
-		return s.cfg.Builds.Session(c.Context(), c.w, c.Request)
-	})
+	s.handle("POST", "/session", s.session)
 	s.handle("POST", "/grpc", s.grpc)
 }
 
 // grpc hands a connection to BuildKit's own API.
+// upgradesTo checks that the client wants to go on with a protocol.
+func (c *call) upgradesTo(protocol string) error {
+	switch up := c.Header.Get("Upgrade"); up {
+	case protocol:
+		return nil
+	case "":
+		return invalid("no upgrade proto in request")
+	default:
+		return invalid("protocol %s not supported", up)
+	}
+}
+
+func (s *Server) session(c *call) error {
+	if err := c.upgradesTo("h2c"); err != nil {
+		return err
+	}
+	w := &takeable{ResponseWriter: c.w}
+	err := s.cfg.Builds.Session(c.Context(), w, c.Request)
+	switch {
+	case w.taken:
+		return errBegun
+	case err != nil && !errdefs.IsUnavailable(err):
+		return invalid("%v", err)
+	}
+	return err
+}
+
+// takeable notes that its connection was taken from HTTP: there is no answering
+// any more.
+type takeable struct {
+	http.ResponseWriter
+	taken bool
+}
+
+func (t *takeable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	t.taken = err == nil
+	return conn, rw, err
+}
+
 func (s *Server) grpc(c *call) error {
-	if up := c.Header.Get("Upgrade"); up != "h2c" {
-		return invalid("protocol %q not supported: want h2c", up)
+	if err := c.upgradesTo("h2c"); err != nil {
+		return err
 	}
 	conn, rw, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {

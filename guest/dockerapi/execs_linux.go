@@ -13,9 +13,9 @@ import (
 
 func (s *Server) execs() {
 	s.handle("POST", "/containers/{id...}/exec", s.execCreate)
-	s.handle("POST", "/exec/{id}/start", s.execStart)
-	s.handle("GET", "/exec/{id}/json", s.execInspect)
-	s.handle("POST", "/exec/{id}/resize", func(c *call) error {
+	s.handle("POST", "/exec/{id...}/start", s.execStart)
+	s.handle("GET", "/exec/{id...}/json", s.execInspect)
+	s.handle("POST", "/exec/{id...}/resize", func(c *call) error {
 		h, w, err := c.size()
 		if err != nil {
 			return err

@@ -24,7 +24,7 @@ func (s *Server) networks() {
 			return c.reply(http.StatusOK, list)
 		})
 	}
-	s.handle("GET", "/networks/{id}", func(c *call) error {
+	s.handle("GET", "/networks/{id...}", func(c *call) error {
 		if v := c.query("verbose"); v != "" { // it shows services, which swarm has
 			if _, err := strconv.ParseBool(v); err != nil {
 				return invalid("invalid value for verbose: %s: %v", v, err)
@@ -61,13 +61,13 @@ func (s *Server) networks() {
 		}
 		return c.reply(http.StatusOK, report)
 	})
-	s.handle("DELETE", "/networks/{id}", func(c *call) error {
+	s.handle("DELETE", "/networks/{id...}", func(c *call) error {
 		if err := s.cfg.Networks.Remove(c.Context(), c.vars["id"]); err != nil {
 			return err
 		}
 		return c.done(http.StatusNoContent)
 	})
-	s.handle("POST", "/networks/{id}/connect", func(c *call) error {
+	s.handle("POST", "/networks/{id...}/connect", func(c *call) error {
 		var req network.ConnectRequest
 		if err := c.read(&req, false); err != nil {
 			return err
@@ -80,7 +80,7 @@ func (s *Server) networks() {
 		}
 		return c.done(http.StatusOK)
 	})
-	s.handle("POST", "/networks/{id}/disconnect", func(c *call) error {
+	s.handle("POST", "/networks/{id...}/disconnect", func(c *call) error {
 		var req network.DisconnectRequest
 		if err := c.read(&req, false); err != nil {
 			return err
@@ -135,14 +135,14 @@ func (s *Server) volumes() {
 		}
 		return c.reply(http.StatusOK, report)
 	})
-	s.handle("GET", "/volumes/{name}", func(c *call) error {
+	s.handle("GET", "/volumes/{name...}", func(c *call) error {
 		v, err := s.cfg.Volumes.Inspect(c.vars["name"])
 		if err != nil {
 			return err
 		}
 		return c.reply(http.StatusOK, v)
 	})
-	s.handle("DELETE", "/volumes/{name}", func(c *call) error {
+	s.handle("DELETE", "/volumes/{name...}", func(c *call) error {
 		if err := s.cfg.Volumes.Remove(c.Context(), c.vars["name"], c.flag("force")); err != nil {
 			return err
 		}

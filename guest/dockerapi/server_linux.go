@@ -1,9 +1,12 @@
 package dockerapi
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"path"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -75,7 +78,8 @@ func New(c Config) *Server {
 	return s
 }
 
-// handle registers a handler for a method and a path.
+// handle registers a handler for a method and a path. A variable at the path's end
+// may be empty: what lacks a name is the handler's to say.
 func (s *Server) handle(method, path string, h handler) {
 	s.routes[method] = append(s.routes[method], route{strings.Split(path[1:], "/"), h})
 }
@@ -104,7 +108,7 @@ func (r route) match(segments []string) map[string]string {
 		case i >= len(segments):
 			return nil
 		case strings.HasPrefix(p, "{"):
-			if segments[i] == "" {
+			if segments[i] == "" && i < len(r.pattern)-1 {
 				return nil
 			}
 			vars[strings.Trim(p, "{}")] = segments[i]
@@ -123,35 +127,75 @@ type version int
 
 func (v version) String() string { return "1." + strconv.Itoa(int(v)) }
 
-func parseVersion(s string) (version, bool) {
-	minor, ok := strings.CutPrefix(s, "1.")
-	if !ok {
-		return 0, false
+// negotiate takes the version off a path: digits and dots behind "/v". It is empty
+// when the path has none.
+func negotiate(path string) (rest, name string) {
+	after, versioned := strings.CutPrefix(path, "/v")
+	name, rest, more := strings.Cut(after, "/")
+	if !versioned || !more || name == "" || strings.Trim(name, "0123456789.") != "" {
+		return path, ""
 	}
-	n, err := strconv.Atoi(minor)
-	return version(n), err == nil && n >= 0
+	return "/" + rest, name
 }
 
-// negotiate takes the version off a path.
-func negotiate(path string) (rest string, v version, err error) {
-	newest, _ := parseVersion(MaxVersion)
-	oldest, _ := parseVersion(MinVersion)
-	after, versioned := strings.CutPrefix(path, "/v")
-	if !versioned {
-		return path, newest, nil
+// served returns the version that a client asks for, if it is served.
+func served(name string) (version, error) {
+	if name == "" {
+		name = MaxVersion
 	}
-	name, rest, _ := strings.Cut(after, "/")
-	v, ok := parseVersion(name)
 	switch {
-	case !ok:
-		return path, newest, nil // a path like any other, such as /version
-	case v < oldest:
-		return "", 0, invalid("client version %s is too old. Minimum supported API version is %s, "+
+	case compareVersions(name, MinVersion) < 0:
+		return 0, invalid("client version %s is too old. Minimum supported API version is %s, "+
 			"please upgrade your client to a newer version", name, MinVersion)
-	case v > newest:
-		return "", 0, invalid("client version %s is too new. Maximum supported API version is %s", name, MaxVersion)
+	case compareVersions(name, MaxVersion) > 0:
+		return 0, invalid("client version %s is too new. Maximum supported API version is %s", name, MaxVersion)
 	}
-	return "/" + rest, v, nil
+	minor, _ := strconv.Atoi(strings.SplitN(name, ".", 3)[1])
+	return version(minor), nil
+}
+
+// compareVersions compares dotted numbers. What is missing or no number is 0.
+func compareVersions(a, b string) int {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range max(len(as), len(bs)) {
+		var n, m int
+		if i < len(as) {
+			n, _ = strconv.Atoi(as[i])
+		}
+		if i < len(bs) {
+			m, _ = strconv.Atoi(bs[i])
+		}
+		if n != m {
+			return cmp.Compare(n, m)
+		}
+	}
+	return 0
+}
+
+// plainBefore is the first version whose clients understand errors as JSON.
+const plainBefore = "1.24"
+
+// clean is a path without empty segments and dots. A slash at its end stays.
+func clean(p string) string {
+	cleaned := path.Clean("/" + p)
+	if strings.HasSuffix(p, "/") && cleaned != "/" {
+		cleaned += "/"
+	}
+	return cleaned
+}
+
+// find returns what handles a request, and its variables; nil when nothing does.
+func (s *Server) find(method, path string) (handler, map[string]string) {
+	if method == http.MethodOptions {
+		return func(c *call) error { return c.done(http.StatusOK) }, nil
+	}
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for _, route := range s.routes[method] {
+		if vars := route.match(segments); vars != nil {
+			return route.handle, vars
+		}
+	}
+	return nil, nil
 }
 
 // ServeHTTP implements http.Handler.
@@ -176,23 +220,37 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.cfg.Builds.ServeHTTP(w, r)
 		return
 	}
-	path, v, err := negotiate(r.URL.Path)
-	if err != nil {
+	if p := clean(r.URL.Path); p != r.URL.Path {
+		to := *r.URL
+		to.Path, to.RawPath = p, ""
+		h.Set("Location", to.String())
+		w.WriteHeader(http.StatusMovedPermanently)
+		return
+	}
+	rest, name := negotiate(r.URL.Path)
+	handle, vars := s.find(r.Method, rest)
+	if handle == nil {
+		writeError(w, errNoPage)
+		return
+	}
+	var err error
+	if c.version, err = served(name); err == nil {
+		if _, qerr := url.ParseQuery(r.URL.RawQuery); qerr != nil {
+			err = invalid("%v", qerr)
+		}
+	}
+	switch {
+	case err != nil && name != "" && compareVersions(name, plainBefore) < 0:
+		http.Error(w, err.Error(), status(err))
+		return
+	case err != nil:
 		writeError(w, err)
 		return
 	}
-	c.version = v
-	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	for _, route := range s.routes[r.Method] {
-		if vars := route.match(segments); vars != nil {
-			c.vars = vars
-			if err := route.handle(c); err != nil {
-				s.failed(c, err)
-			}
-			return
-		}
+	c.vars = vars
+	if err := handle(c); err != nil {
+		s.failed(c, err)
 	}
-	writeError(w, errNoPage)
 }
 
 func (s *Server) failed(c *call, err error) {

@@ -168,6 +168,9 @@ func (e *Engine) find(ctx context.Context, name string) (*Container, error) {
 	if err := e.waitReady(ctx); err != nil {
 		return nil, err
 	}
+	if name == "" {
+		return nil, invalid("invalid name or ID supplied: %q", name)
+	}
 	trimmed := strings.TrimPrefix(name, "/")
 	e.mu.Lock()
 	defer e.mu.Unlock()
