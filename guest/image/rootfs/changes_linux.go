@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,13 +40,27 @@ func (k Kind) String() string {
 const maxDepth = 400
 
 // Walk calls fn for each path in which the root filesystem differs from its
-// image: parents before children, sorted. Paths are absolute. The root may be
+// image: parents before children, sorted. Paths are absolute. What a container's
+// start puts in it is no difference, as long as it is as it was. The root may be
 // mounted meanwhile, and its container running: what changes during the walk is
 // seen or not.
 func (r Rootfs) Walk(ctx context.Context, fn func(kind Kind, path string) error) error {
+	held := "" // a directory that has to be told of if something in it is
 	return r.walk(ctx, func(c change) error {
-		if c.kind == unchanged {
+		switch c.kind {
+		case unchanged:
 			return nil
+		case touched:
+			held = c.path
+			return nil
+		}
+		if dir := held; dir != "" {
+			held = ""
+			if strings.HasPrefix(c.path, dir+"/") {
+				if err := fn(Modified, dir); err != nil {
+					return err
+				}
+			}
 		}
 		return fn(c.kind, c.path)
 	})
@@ -66,8 +81,34 @@ func (r Rootfs) walk(ctx context.Context, fn func(change) error) error {
 	return w.dir("/", upper, lower, 0)
 }
 
-// unchanged is the kind of a directory that is there for its children only.
-const unchanged Kind = 255
+const (
+	// unchanged is the kind of a directory that is there for its children only.
+	unchanged Kind = 255
+	// touched is the kind of a directory that differs in its time, and maybe only
+	// because of what was put in it.
+	touched Kind = 254
+)
+
+// Marker is an empty file that tells programs that they are in a container.
+const Marker = ".dockerenv"
+
+// provided says whether a path of the upper layer is there for a container's
+// mounts, or to tell that it is a container: an empty file, or a directory on
+// which nothing is stored. The latter, and the directories of the former, are
+// touched. A file that somebody wrote to is modified, also if the image has none.
+func provided(full string, st unix.Stat_t) (kind Kind, ok bool) {
+	regular, dir := st.Mode&unix.S_IFMT == unix.S_IFREG, st.Mode&unix.S_IFMT == unix.S_IFDIR
+	switch full {
+	case "/" + Marker, "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/console":
+		if st.Size > 0 {
+			return Modified, regular
+		}
+		return unchanged, regular
+	case "/etc", "/dev", "/proc", "/sys":
+		return touched, dir
+	}
+	return 0, false
+}
 
 // change is one path the walk comes by. dir, name and stat are of the upper
 // layer; they say nothing for what was removed.
@@ -150,6 +191,14 @@ func (w walker) entry(at, name string, upper, lower *os.File, depth int) error {
 		kind = Added
 	case sameDir(up, low):
 		kind = unchanged
+	}
+	if k, ok := provided(full, up); ok && kind != unchanged {
+		switch {
+		case k == unchanged:
+			return nil
+		case kind == Added, sameOwner(up, low):
+			kind = k
+		}
 	}
 	err = w.fn(change{kind: kind, path: full, dir: upper, name: name, stat: up})
 	if err != nil || up.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -236,6 +285,9 @@ func isOpaque(dir *os.File) bool {
 
 // sameDir tells a directory that is in the upper layer only for its children.
 func sameDir(a, b unix.Stat_t) bool {
-	return a.Mode == b.Mode && a.Mode&unix.S_IFMT == unix.S_IFDIR &&
-		a.Uid == b.Uid && a.Gid == b.Gid && a.Mtim == b.Mtim
+	return a.Mode&unix.S_IFMT == unix.S_IFDIR && sameOwner(a, b) && a.Mtim == b.Mtim
 }
+
+// sameOwner tells files of the same kind that belong to the same user and permit
+// the same.
+func sameOwner(a, b unix.Stat_t) bool { return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid }

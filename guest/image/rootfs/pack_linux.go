@@ -58,7 +58,7 @@ func (p *packer) change(c change) error {
 	if file != nil {
 		defer file.Close()
 	}
-	if c.kind == unchanged {
+	if c.kind == unchanged || c.kind == touched {
 		p.parents = append(p.parents, h)
 		return nil
 	}

@@ -116,8 +116,8 @@ func messages(fs int) error {
 	return errors.New(string(buf[:n]))
 }
 
-// Make makes an empty writable layer in dir, which must exist and be empty; its
-// root has the owner and the mode of the image's.
+// Make makes a writable layer in dir, which must exist and be empty. Nothing is in
+// it but Marker; its root has the owner and the mode of the image's.
 func Make(dir string, lower []string) (upper, work string, err error) {
 	upper, work = filepath.Join(dir, "fs"), filepath.Join(dir, "work")
 	var st unix.Stat_t
@@ -134,5 +134,10 @@ func Make(dir string, lower []string) (upper, work string, err error) {
 			return "", "", err
 		}
 	}
+	marker, err := os.OpenFile(filepath.Join(upper, Marker), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return "", "", err
+	}
+	marker.Close()
 	return upper, work, unix.Chmod(upper, st.Mode&0o7777)
 }

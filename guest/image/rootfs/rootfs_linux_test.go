@@ -107,6 +107,39 @@ func TestWalk(t *testing.T) {
 	same(t, got, "C /a", "D /a/one", "C /a/two", "C /b/deep/file", "D /c/x", "A /c/y", "D /d", "C /link", "A /link/passwd", "C /todir", "A /todir/one")
 }
 
+// TestProvided: what a container is provided with is no change to its image, until
+// somebody changes it or what lies beside it.
+func TestProvided(t *testing.T) {
+	r, at := tree(t, func(dir string) {
+		write(t, dir+"/etc/passwd", "1")
+		write(t, dir+"/dev/null", "")
+	})
+	if _, err := os.Stat(at + "/" + Marker); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/console", "/proc/", "/sys/"} {
+		must(t, os.MkdirAll(filepath.Dir(at+name), 0o755))
+		if !strings.HasSuffix(name, "/") {
+			write(t, at+name, "")
+		}
+	}
+	same(t, changes(t, r))
+	if h := packed(t, r); len(h) > 0 {
+		t.Errorf("packed: %v", h)
+	}
+	write(t, at+"/etc/hosts", "127.0.0.1 localhost")
+	write(t, at+"/etc/mine", "")
+	write(t, at+"/sys/x", "")
+	same(t, changes(t, r), "C /etc", "C /etc/hosts", "A /etc/mine", "C /sys", "A /sys/x")
+	if h := packed(t, r); len(h) != 5 || h["etc/"] == nil || h["sys/"] == nil || h["etc/hosts"] == nil {
+		t.Errorf("packed: %v", h)
+	}
+	must(t, os.Remove(at+"/sys/x"))
+	must(t, os.Chmod(at+"/dev", 0o700))
+	must(t, os.Remove(at+"/etc/passwd"))
+	same(t, changes(t, r), "C /dev", "C /etc", "C /etc/hosts", "A /etc/mine", "D /etc/passwd")
+}
+
 func TestWalkEnds(t *testing.T) {
 	r, at := tree(t, func(dir string) { write(t, dir+"/a", "1") })
 	write(t, at+"/b", "2")
@@ -270,7 +303,7 @@ func TestManyLayers(t *testing.T) {
 	_, at := tree(t, fill...)
 	names, err := os.ReadDir(at)
 	must(t, err)
-	if len(names) != 120 {
+	if len(names) != 121 { // with Marker
 		t.Errorf("%d files", len(names))
 	}
 }
