@@ -136,6 +136,11 @@ func (e *Engine) Close() error {
 		x.letGo()
 	}
 	e.running.Wait()
+	for _, c := range all {
+		if c.log != nil {
+			_ = c.log.Close()
+		}
+	}
 	return err
 }
 

@@ -1,6 +1,6 @@
 // Package logfile keeps what a container prints, in docker's json-file format:
 // one JSON object per line of output, in a file that is set aside when it has
-// grown, with a bounded number of older files beside it.
+// grown, with a bounded number of older files beside it, which may be compressed.
 //
 // A Log is safe for concurrent use. Readers follow it without polling: an append
 // wakes them.
@@ -39,6 +39,7 @@ type Log struct {
 	size    int64
 	gen     int           // how often the file was set aside
 	changed chan struct{} // closed by the next change, when someone waits
+	packing *packing      // nil when none goes on
 	buf     []byte
 }
 
@@ -68,6 +69,7 @@ func (l *Log) Open() error {
 		return fmt.Errorf("open log: %w", err)
 	}
 	l.file, l.size = file, size
+	l.pack()
 	return nil
 }
 
@@ -134,16 +136,19 @@ func (l *Log) Append(entries ...Entry) error {
 }
 
 func (l *Log) rotate() error {
-	for i := l.opts.MaxFiles - 1; i > 1; i-- {
-		if err := os.Rename(l.older(i-1), l.older(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("rotate log: %w", err)
+	l.packed()
+	for i := l.opts.MaxFiles - 1; i > 0; i-- {
+		for _, suffix := range []string{"", packedSuffix} {
+			err := os.Remove(l.older(i) + suffix)
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				err = os.Rename(l.older(i-1)+suffix, l.older(i)+suffix)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("rotate log: %w", err)
+			}
 		}
 	}
-	if l.opts.MaxFiles > 1 {
-		if err := os.Rename(l.path, l.older(1)); err != nil {
-			return fmt.Errorf("rotate log: %w", err)
-		}
-	} else if err := os.Remove(l.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(l.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("rotate log: %w", err)
 	}
 	next, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|os.O_APPEND|os.O_TRUNC, 0o640)
@@ -153,6 +158,7 @@ func (l *Log) rotate() error {
 	l.file.Close()
 	l.file, l.size = next, 0
 	l.gen++
+	l.pack()
 	return nil
 }
 
@@ -175,6 +181,7 @@ func (l *Log) wake() {
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.stopPacking()
 	if l.file == nil {
 		return nil
 	}

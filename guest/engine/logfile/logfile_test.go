@@ -65,6 +65,87 @@ func TestTail(t *testing.T) {
 	}
 }
 
+// TestCompress: what is set aside is compressed, and read like the rest; also what
+// a crash left uncompressed, or both ways.
+func TestCompress(t *testing.T) {
+	l := newLog(t, Options{MaxSize: 4000, MaxFiles: 4, Compress: true})
+	followed := make(chan string, 1)
+	go func() {
+		var b strings.Builder
+		_ = l.Read(context.Background(), ReadOptions{Tail: -1, Follow: true}, func(e Entry) error { b.Write(e.Line); return nil })
+		followed <- b.String()
+	}()
+	packed := func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.packed()
+	}
+	all := ""
+	for i := range 300 {
+		line := fmt.Sprintf("line %d\n", i)
+		all += line
+		put(t, l, line)
+	}
+	packed()
+	for i := 1; i < 4; i++ {
+		_, plain := os.Stat(l.older(i))
+		small, gone := os.Stat(l.older(i) + packedSuffix)
+		if plain == nil || gone != nil || small.Size() > 2000 {
+			t.Errorf("file %d: %v, %v", i, plain, gone)
+		}
+	}
+	kept := read(t, l, ReadOptions{Tail: -1})
+	if !strings.HasSuffix(all, kept) || len(kept) < len(all)/4 {
+		t.Errorf("%d bytes are left of %d", len(kept), len(all))
+	}
+	for _, n := range []int{0, 1, 30, 100, 1000} {
+		lines := strings.SplitAfter(kept, "\n")
+		if got, want := read(t, l, ReadOptions{Tail: n}), strings.Join(lines[max(0, len(lines)-1-n):], ""); got != want {
+			t.Errorf("tail %d: got %q, want %q", n, got, want)
+		}
+	}
+	l.Close()
+	if got := <-followed; !strings.HasSuffix(all, got[max(0, len(got)-len(kept)):]) {
+		t.Errorf("a reader that follows got %q at the end", got[max(0, len(got)-100):])
+	}
+	content, err := os.ReadFile(l.older(2) + packedSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := openPart(l.older(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := p.plain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, _ := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	f.Close()
+	if err := os.WriteFile(l.older(2), plain, 0o600); err != nil { // a crash before it was removed
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.older(3)+packedSuffix, content[:len(content)/2], 0o600); err != nil { // a disk's fault
+		t.Fatal(err)
+	}
+	if got := read(t, l, ReadOptions{Tail: 50}); !strings.HasSuffix(kept, got) || strings.Count(got, "\n") != 50 {
+		t.Errorf("after a crash: %q", got)
+	}
+	if err := l.Read(context.Background(), ReadOptions{Tail: -1}, func(Entry) error { return nil }); err == nil || !strings.Contains(err.Error(), ".3.gz") {
+		t.Errorf("a file that is cut off: %v", err)
+	}
+	if err := l.Open(); err != nil {
+		t.Fatal(err)
+	}
+	packed()
+	if _, err := os.Stat(l.older(2)); err == nil {
+		t.Error("what a crash left is not compressed")
+	}
+	if left, _ := filepath.Glob(filepath.Dir(l.path) + "/unpacked-*"); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
 func TestSinceUntilStream(t *testing.T) {
 	l := newLog(t, Options{})
 	base := time.Unix(1000, 0)

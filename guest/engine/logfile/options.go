@@ -15,6 +15,7 @@ import (
 type Options struct {
 	MaxSize  int64 // bytes; 0: the file is never set aside
 	MaxFiles int   // at least 1, the one being written included
+	Compress bool  // what is set aside
 	Attrs    map[string]string
 }
 
@@ -22,9 +23,8 @@ type Options struct {
 // them those that Attributes heeds. Errors are errdefs.ErrInvalidArgument.
 func ParseOptions(driver string, config map[string]string) (Options, error) {
 	o := Options{MaxFiles: 1}
-	compress := false
 	if driver == "local" {
-		o, compress = Options{MaxFiles: 5, MaxSize: 20 << 20}, true
+		o = Options{MaxFiles: 5, MaxSize: 20 << 20, Compress: true}
 	}
 	if err := checkNames(driver, config); err != nil {
 		return Options{}, err
@@ -47,12 +47,12 @@ func ParseOptions(driver string, config map[string]string) (Options, error) {
 		}
 	}
 	if v, ok := config["compress"]; ok {
-		if compress, err = strconv.ParseBool(v); err != nil {
+		if o.Compress, err = strconv.ParseBool(v); err != nil {
 			return Options{}, invalid("invalid boolean value for compress: %v", err)
 		}
 	}
 	switch {
-	case !compress:
+	case !o.Compress:
 	case driver == "local" && o.MaxFiles == 1:
 		return Options{}, invalid("compression cannot be enabled when max file count is 1")
 	case o.MaxFiles == 1 || o.MaxSize == 0:

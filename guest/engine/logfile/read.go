@@ -29,13 +29,13 @@ var errStop = errors.New("logfile: stop")
 // Read calls fn with the selected entries, oldest first. It returns fn's error,
 // ctx's when it ends first, or nil at the end. The entry is fn's to keep.
 func (l *Log) Read(ctx context.Context, o ReadOptions, fn func(Entry) error) error {
-	files, gen, err := l.openAll()
+	parts, gen, err := l.openAll()
 	if err != nil {
 		return err
 	}
 	defer func() {
-		for _, f := range files {
-			f.Close()
+		for _, p := range parts {
+			p.file.Close()
 		}
 	}()
 	filtered := func(e Entry) error {
@@ -47,17 +47,22 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn func(Entry) error) err
 		}
 		return fn(e)
 	}
+	first := 0
 	if o.Tail >= 0 {
-		if files, err = seekTail(files, o.Tail); err != nil {
+		if first, err = seekTail(parts, o.Tail); err != nil {
 			return err
 		}
 	}
-	for i, f := range files {
+	for i, p := range parts[first:] {
+		f, perr := p.plain()
+		if err = perr; err != nil {
+			break
+		}
 		r := &reader{file: f}
 		if err = r.all(ctx, filtered); err != nil {
 			break
 		}
-		if i == len(files)-1 && o.Follow {
+		if i == len(parts[first:])-1 && o.Follow {
 			err = l.follow(ctx, r, gen, o.Until, filtered)
 		}
 	}
@@ -69,24 +74,24 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn func(Entry) error) err
 
 // openAll opens the log's files, oldest first, and returns the generation of the
 // newest.
-func (l *Log) openAll() ([]*os.File, int, error) {
+func (l *Log) openAll() ([]*part, int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var files []*os.File
+	var parts []*part
 	for i := l.opts.MaxFiles - 1; i >= 0; i-- {
-		f, err := os.Open(l.older(i))
+		p, err := openPart(l.older(i))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			for _, f := range files {
-				f.Close()
+			for _, p := range parts {
+				p.file.Close()
 			}
 			return nil, 0, fmt.Errorf("read log: %w", err)
 		}
-		files = append(files, f)
+		parts = append(parts, p)
 	}
-	return files, l.gen, nil
+	return parts, l.gen, nil
 }
 
 // follow reads on as the log grows, from file to file as they are set aside.
@@ -110,10 +115,15 @@ func (l *Log) follow(ctx context.Context, r *reader, gen int, until time.Time, f
 		}
 		switch {
 		case next != nil:
+			f, err := next.plain()
+			if err != nil {
+				next.file.Close()
+				return err
+			}
 			if r.file != first {
 				r.file.Close()
 			}
-			*r = reader{file: next}
+			*r = reader{file: f}
 			gen++
 			continue
 		case !open:
@@ -131,12 +141,12 @@ func (l *Log) follow(ctx context.Context, r *reader, gen int, until time.Time, f
 
 // wait returns a channel that the next change closes, the file after the one of
 // generation gen when there is one, and whether the log is being written.
-func (l *Log) wait(gen int) (<-chan struct{}, *os.File, bool) {
+func (l *Log) wait(gen int) (<-chan struct{}, *part, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for behind := l.gen - gen; behind > 0; behind-- {
-		if f, err := os.Open(l.older(behind - 1)); err == nil {
-			return nil, f, true
+		if p, err := openPart(l.older(behind - 1)); err == nil {
+			return nil, p, true
 		}
 	}
 	if l.changed == nil {
@@ -145,23 +155,24 @@ func (l *Log) wait(gen int) (<-chan struct{}, *os.File, bool) {
 	return l.changed, nil, l.file != nil
 }
 
-// seekTail leaves the files and offsets that hold the last n lines, and closes
-// the rest.
-func seekTail(files []*os.File, n int) ([]*os.File, error) {
-	for i := len(files) - 1; i >= 0; i-- {
-		lines, err := seekLines(files[i], n)
+// seekTail returns the first of the parts that hold the last n lines, and sets its
+// offset to where they begin.
+func seekTail(parts []*part, n int) (first int, err error) {
+	for i := len(parts) - 1; i >= 0; i-- {
+		f, err := parts[i].plain()
 		if err != nil {
-			return files, err
+			return 0, err
+		}
+		lines, err := seekLines(f, n)
+		if err != nil {
+			return 0, err
 		}
 		n -= lines
 		if n <= 0 {
-			for _, f := range files[:i] {
-				f.Close()
-			}
-			return files[i:], nil
+			return i, nil
 		}
 	}
-	return files, nil
+	return 0, nil
 }
 
 // seekLines sets the file's offset to where its last n lines begin, and returns
