@@ -88,6 +88,8 @@ func checkForeign(h *apicontainer.HostConfig) error {
 		return invalid("invalid option: QoS maximum IOPs configuration is not supported on linux")
 	case h.CPURealtimePeriod != 0 || h.CPURealtimeRuntime != 0:
 		return invalid("kernel does not support CPU real-time scheduler")
+	case len(h.StorageOpt) > 0:
+		return invalid("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
 	case h.CPUShares < 0:
 		return invalid("invalid CPU shares (%d): value must be a positive integer", h.CPUShares)
 	}

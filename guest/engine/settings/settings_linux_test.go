@@ -126,15 +126,16 @@ func TestCheckRefuses(t *testing.T) {
 		"unknown log opt 'x' for json-file log driver": func(_ *config, h *hostConfig) {
 			h.LogConfig.Config = map[string]string{"x": "y"}
 		},
-		"logger: no log driver named 'syslog' is registered":                            func(_ *config, h *hostConfig) { h.LogConfig.Type = "syslog" },
-		"range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available":        func(_ *config, h *hostConfig) { h.NanoCPUs = 3e9 },
-		"Minimum memory limit allowed is 6MB":                                           func(_ *config, h *hostConfig) { h.Memory = 1 << 20 },
-		"You should always set the Memory limit when using Memoryswap limit, see usage": func(_ *config, h *hostConfig) { h.MemorySwap = 1 << 30 },
-		"Invalid value 1-0 for cpuset cpus: invalid format: 1-0":                        func(_ *config, h *hostConfig) { h.CpusetCpus = "1-0" },
-		"Requested CPUs are not available - requested 0,9, available: 0-1":              func(_ *config, h *hostConfig) { h.CpusetCpus = "0,9" },
-		"Requested memory nodes are not available - requested 1, available: 0":          func(_ *config, h *hostConfig) { h.CpusetMems = "1" },
-		"kernel does not support CPU real-time scheduler":                               func(_ *config, h *hostConfig) { h.CPURealtimePeriod = 1 },
-		"invalid isolation (hyperv): linux only supports 'default'":                     func(_ *config, h *hostConfig) { h.Isolation = "hyperv" },
+		"logger: no log driver named 'syslog' is registered":                              func(_ *config, h *hostConfig) { h.LogConfig.Type = "syslog" },
+		"range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available":          func(_ *config, h *hostConfig) { h.NanoCPUs = 3e9 },
+		"Minimum memory limit allowed is 6MB":                                             func(_ *config, h *hostConfig) { h.Memory = 1 << 20 },
+		"You should always set the Memory limit when using Memoryswap limit, see usage":   func(_ *config, h *hostConfig) { h.MemorySwap = 1 << 30 },
+		"Invalid value 1-0 for cpuset cpus: invalid format: 1-0":                          func(_ *config, h *hostConfig) { h.CpusetCpus = "1-0" },
+		"Requested CPUs are not available - requested 0,9, available: 0-1":                func(_ *config, h *hostConfig) { h.CpusetCpus = "0,9" },
+		"Requested memory nodes are not available - requested 1, available: 0":            func(_ *config, h *hostConfig) { h.CpusetMems = "1" },
+		"kernel does not support CPU real-time scheduler":                                 func(_ *config, h *hostConfig) { h.CPURealtimePeriod = 1 },
+		"invalid isolation (hyperv): linux only supports 'default'":                       func(_ *config, h *hostConfig) { h.Isolation = "hyperv" },
+		"--storage-opt is supported only for overlay over xfs with 'pquota' mount option": func(_ *config, h *hostConfig) { h.StorageOpt = map[string]string{"size": "1G"} },
 		"invalid Annotations: the empty string is not permitted as an annotation key": func(_ *config, h *hostConfig) {
 			h.Annotations = map[string]string{"": "x"}
 		},
