@@ -35,6 +35,9 @@ type Volumes interface {
 	// there until Unmount.
 	Mount(ctx context.Context, name, holder string) (string, error)
 	Unmount(ctx context.Context, name, holder string) error
+	// Hold makes holder one that has mounted the volume already, in the time of an
+	// earlier engine.
+	Hold(name, holder string)
 	// Remove removes a volume that no container has.
 	Remove(ctx context.Context, name string, force bool) error
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/stdio"
@@ -40,6 +41,11 @@ func (e *Engine) Restore(ctx context.Context) error {
 		e.mu.Lock()
 		e.byID[rec.ID], e.byName[rec.Name] = c, c
 		e.mu.Unlock()
+		for _, m := range rec.Mounts { // of those that do not run they are released below
+			if m.Type == mount.TypeVolume {
+				e.opts.Volumes.Hold(m.Name, rec.ID)
+			}
+		}
 	}
 	alive := func(id string) bool {
 		entry, ok := byKey["container/"+id]

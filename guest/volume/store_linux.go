@@ -44,8 +44,12 @@ type Store struct {
 	dir  string
 	bind func(ctx context.Context, path string) (*os.File, error) // nil: no volume is a bind
 
-	mu      sync.Mutex // guards what follows, and the directory
+	// attach is mount(2).
+	attach func(source, target, kind string, flags uintptr, data string) error
+
+	mu      sync.Mutex // guards what follows, and the directory; it is held for moments only
 	holders map[string]map[string]bool
+	busy    map[string]chan struct{} // volumes that are being mounted or unmounted; closed after that
 }
 
 var pattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,}$`)
@@ -55,7 +59,7 @@ func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o701); err != nil {
 		return nil, fmt.Errorf("open the volumes: %w", err)
 	}
-	return &Store{dir: dir, holders: map[string]map[string]bool{}}, nil
+	return &Store{dir: dir, attach: unix.Mount, holders: map[string]map[string]bool{}, busy: map[string]chan struct{}{}}, nil
 }
 
 // BindFrom says how to open the device of a volume that is a bind mount (type
@@ -216,40 +220,118 @@ func (s *Store) List() ([]Volume, error) {
 	return list, nil
 }
 
+// mountTime bounds how long a mount may take. Only servers that do not answer take
+// long.
+const mountTime = 30 * time.Second
+
+// acquire takes the right to mount and unmount a volume; release gives it back.
+func (s *Store) acquire(ctx context.Context, name string) (release func(), err error) {
+	for {
+		s.mu.Lock()
+		busy := s.busy[name]
+		if busy == nil {
+			done := make(chan struct{})
+			s.busy[name] = done
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				delete(s.busy, name)
+				close(done)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("volume %s is being mounted or unmounted already: %w", name, context.Cause(ctx))
+		}
+	}
+}
+
 // Mount makes the volume's content appear at its path. holder is who wants it;
-// the same holder twice counts once.
+// the same holder twice counts once. It waits a bounded time for a server.
 func (s *Store) Mount(ctx context.Context, name, holder string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	v, err := s.get(name)
+	ctx, cancel := context.WithTimeoutCause(ctx, mountTime, errNoAnswer)
+	defer cancel()
+	release, err := s.acquire(ctx, name)
 	if err != nil {
 		return "", err
 	}
-	if len(s.holders[name]) == 0 && v.Options["device"] != "" && !mounted(v.Path) {
-		if err := s.mount(ctx, v); err != nil {
-			return "", err
+	v, err := s.Get(name)
+	if err != nil {
+		release()
+		return "", err
+	}
+	if v.Options["device"] == "" || mounted(v.Path) {
+		defer release()
+		s.Hold(name, holder)
+		return v.Path, nil
+	}
+	done := make(chan error, 1)
+	abandoned := false // guarded by mu
+	go func() {        // it ends with the kernel's patience, which is longer than ours
+		defer release()
+		err := s.mount(ctx, v)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case err == nil && abandoned:
+			err = unix.Unmount(v.Path, unix.MNT_DETACH)
+		case err == nil:
+			s.hold(name, holder)
+		}
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		select {
+		case err = <-done:
+		default:
+			abandoned, err = true, mountError(v, context.Cause(ctx))
 		}
 	}
+	if err != nil {
+		return "", err
+	}
+	return v.Path, nil
+}
+
+var errNoAnswer = fmt.Errorf("the server did not answer within %v", mountTime)
+
+// Hold makes holder one that has mounted the volume already, for a store that has
+// been opened anew.
+func (s *Store) Hold(name, holder string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hold(name, holder)
+}
+
+// hold is Hold. The caller holds mu.
+func (s *Store) hold(name, holder string) {
 	if s.holders[name] == nil {
 		s.holders[name] = map[string]bool{}
 	}
 	s.holders[name][holder] = true
-	return v.Path, nil
 }
 
 // Unmount ends a holder's use.
-func (s *Store) Unmount(_ context.Context, name, holder string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.holders[name][holder] {
+func (s *Store) Unmount(ctx context.Context, name, holder string) error {
+	if !s.drop(name, holder) {
 		return nil
 	}
-	delete(s.holders[name], holder)
-	if len(s.holders[name]) > 0 {
+	release, err := s.acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if len(s.held(name)) > 0 { // again
 		return nil
 	}
-	delete(s.holders, name)
-	v, err := s.get(name)
+	v, err := s.Get(name)
 	if err != nil || v.Options["device"] == "" {
 		return nil
 	}
@@ -259,10 +341,35 @@ func (s *Store) Unmount(_ context.Context, name, holder string) error {
 	return nil
 }
 
-// mounted says whether a path is a mount point.
+// drop reports whether holder was the last one.
+func (s *Store) drop(name, holder string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.holders[name][holder] {
+		return false
+	}
+	delete(s.holders[name], holder)
+	if len(s.holders[name]) > 0 {
+		return false
+	}
+	delete(s.holders, name)
+	return true
+}
+
+// mounted says whether a path is a mount point. It asks nothing of what is mounted
+// there, which may not answer.
 func mounted(path string) bool {
-	var here, above unix.Stat_t
-	return unix.Lstat(path, &here) == nil && unix.Lstat(filepath.Dir(path), &above) == nil && here.Dev != above.Dev
+	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, filepath.Base(path), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS})
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == unix.EXDEV
 }
 
 // mount mounts what the options describe, as mount(8) would.
@@ -279,37 +386,56 @@ func (s *Store) mount(ctx context.Context, v Volume) error {
 	}
 	if err == nil {
 		if device, data, err = resolveNet(ctx, v.Options["type"], device, data); err == nil {
-			err = unix.Mount(device, v.Path, v.Options["type"], flags, data)
+			err = s.attach(device, v.Path, v.Options["type"], flags, data)
 		}
 	}
 	if err == nil && flags&unix.MS_BIND != 0 && flags&unix.MS_RDONLY != 0 {
-		err = unix.Mount("", v.Path, "", flags|unix.MS_REMOUNT, "")
+		err = s.attach("", v.Path, "", flags|unix.MS_REMOUNT, "")
 	}
 	if err != nil {
-		return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w", v.Options["device"], v.Path, flags,
-			hidden(data), err)
+		return mountError(v, err)
 	}
 	return nil
 }
 
-// resolveNet puts addresses where a network file system's options name hosts: the
-// kernel knows no names.
+func mountError(v Volume, err error) error {
+	flags, data := mountOptions(v.Options["o"])
+	return fmt.Errorf("failed to mount local volume: mount %s:%s, flags: 0x%x, data: %s: %w", v.Options["device"], v.Path, flags,
+		hidden(data), err)
+}
+
+// resolveNet puts addresses where a network file system's options, or the device
+// of a Windows share, name hosts: the kernel knows no names.
 func resolveNet(ctx context.Context, kind, device, data string) (string, string, error) {
 	if kind != "nfs" && kind != "nfs4" && kind != "cifs" {
 		return device, data, nil
 	}
-	for o := range strings.SplitSeq(data, ",") {
+	options := strings.Split(data, ",")
+	for i, o := range options {
 		host, ok := strings.CutPrefix(o, "addr=")
-		if !ok || net.ParseIP(host) != nil {
+		if !ok {
 			continue
 		}
-		addrs, err := net.DefaultResolver.LookupIP(ctx, "ip", host)
-		if err != nil {
-			return "", "", fmt.Errorf("error resolving passed in network volume address: %w", err)
-		}
-		data = strings.Replace(data, o, "addr="+addrs[0].String(), 1)
+		addr, err := resolve(ctx, host)
+		options[i] = "addr=" + addr
+		return device, strings.Join(options, ","), err
+	}
+	if host, share, ok := strings.Cut(strings.TrimPrefix(device, "//"), "/"); ok && kind == "cifs" && strings.HasPrefix(device, "//") {
+		addr, err := resolve(ctx, host)
+		return "//" + addr + "/" + share, data, err
 	}
 	return device, data, nil
+}
+
+func resolve(ctx context.Context, host string) (string, error) {
+	if net.ParseIP(host) != nil {
+		return host, nil
+	}
+	addrs, err := net.DefaultResolver.LookupIP(ctx, "ip", host)
+	if err != nil {
+		return "", fmt.Errorf("error resolving passed in network volume address: %w", err)
+	}
+	return addrs[0].String(), nil
 }
 
 // hidden is data without the password that may be in it.
@@ -360,25 +486,31 @@ func mountOptions(list string) (flags uintptr, data string) {
 
 // Remove removes a volume that nobody holds. With force, one that does not exist
 // is no error.
-func (s *Store) Remove(_ context.Context, name string, force bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	v, err := s.get(name)
+func (s *Store) Remove(ctx context.Context, name string, force bool) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, mountTime, errNoAnswer)
+	defer cancel()
+	release, err := s.acquire(ctx, name)
+	if err != nil {
+		return errdefs.ErrConflict.WithMessage("remove " + name + ": " + err.Error())
+	}
+	defer release()
+	v, err := s.Get(name)
 	if err != nil {
 		if force && errdefs.IsNotFound(err) {
 			return nil
 		}
 		return err
 	}
-	if len(s.holders[name]) > 0 {
-		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name,
-			strings.Join(slices.Sorted(maps.Keys(s.holders[name])), ", ")))
+	if holders := s.held(name); len(holders) > 0 {
+		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(holders, ", ")))
 	}
 	if v.Options["device"] != "" && mounted(v.Path) {
-		if err := unix.Unmount(v.Path, 0); err != nil {
+		if err := unix.Unmount(v.Path, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("remove volume %s: %w", name, err)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	// Without its description it is no volume, whatever happens next.
 	if err := os.Remove(filepath.Join(s.dir, name, "volume.json")); err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
@@ -387,6 +519,13 @@ func (s *Store) Remove(_ context.Context, name string, force bool) error {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	return nil
+}
+
+// held lists a volume's holders, sorted.
+func (s *Store) held(name string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.holders[name]))
 }
 
 // Size measures a volume's content, in bytes.

@@ -2,9 +2,12 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -165,5 +168,118 @@ func TestBind(t *testing.T) {
 	}
 	if _, err := s.Mount(ctx, "bad", "c"); err == nil {
 		t.Error("a path that the host does not share was mounted")
+	}
+}
+
+// TestNoAnswer: a server that does not answer keeps nobody from anything but its
+// own volume, and only for a while.
+func TestNoAnswer(t *testing.T) {
+	ctx := context.Background()
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, answer := make(chan string, 1), make(chan error)
+	s.attach = func(_, _, _ string, _ uintptr, data string) error {
+		asked <- data
+		return <-answer
+	}
+	options := map[string]string{"type": "nfs", "device": ":/x", "o": "addr=127.0.0.1,rw,mountaddr=a.invalid,password=secret"}
+	if _, err := s.Create(ctx, "far", "", options, nil); err != nil {
+		t.Fatal(err)
+	}
+	wanted, leave := context.WithCancelCause(ctx)
+	go func() {
+		if data := <-asked; data != "addr=127.0.0.1,mountaddr=a.invalid,password=secret" {
+			t.Errorf("the kernel is told %q", data)
+		}
+		leave(errNoAnswer)
+	}()
+	if _, err := s.Mount(wanted, "far", "c1"); !errors.Is(err, errNoAnswer) || !strings.Contains(err.Error(), "failed to mount local volume: mount :/x:") ||
+		strings.Contains(err.Error(), "secret") {
+		t.Errorf("mount: %v", err)
+	}
+	if _, err := s.Create(ctx, "near", "", nil, nil); err != nil {
+		t.Error(err)
+	}
+	if list, err := s.List(); err != nil || len(list) != 2 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if err := s.Unmount(ctx, "far", "c1"); err != nil { // who tidies up after it need not wait
+		t.Error(err)
+	}
+	soon, cancel := context.WithTimeout(ctx, time.Millisecond)
+	defer cancel()
+	if _, err := s.Mount(soon, "far", "c2"); err == nil || !strings.Contains(err.Error(), "is being mounted") {
+		t.Errorf("a second mount: %v", err)
+	}
+	answer <- errors.New("connection timed out")
+	if err := s.Remove(ctx, "far", false); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+}
+
+// TestNames: names of servers become addresses, and those that have none an error.
+func TestNames(t *testing.T) {
+	for _, c := range []struct{ kind, device, data, wantDevice, wantData string }{
+		{"nfs", ":/x", "addr=localhost,ro", ":/x", "addr=127.0.0.1,ro"},
+		{"nfs4", ":/x", "mountaddr=b,addr=localhost", ":/x", "mountaddr=b,addr=127.0.0.1"},
+		{"cifs", "//localhost/share/a", "user=x", "//127.0.0.1/share/a", "user=x"},
+		{"cifs", "//server/share", "addr=192.0.2.1", "//server/share", "addr=192.0.2.1"},
+		{"tmpfs", "//localhost/x", "addr=localhost", "//localhost/x", "addr=localhost"},
+		{"nfs", ":/x", "addr=2001:db8::1", ":/x", "addr=2001:db8::1"},
+	} {
+		device, data, err := resolveNet(context.Background(), c.kind, c.device, c.data)
+		device, data = strings.Replace(device, "::1", "127.0.0.1", 1), strings.Replace(data, "=::1", "=127.0.0.1", 1)
+		if err != nil || device != c.wantDevice || data != c.wantData {
+			t.Errorf("%s %s %s: %q, %q, %v", c.kind, c.device, c.data, device, data, err)
+		}
+	}
+	if _, _, err := resolveNet(context.Background(), "cifs", "//host.invalid/x", ""); err == nil {
+		t.Error("a name without an address was resolved")
+	}
+}
+
+// TestHold: a store that is opened anew does not take away what is held.
+func TestHold(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	ctx, dir := context.Background(), t.TempDir()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(ctx, "fast", "", map[string]string{"type": "tmpfs", "device": "tmpfs"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	path, err := s.Mount(ctx, "fast", "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	s.Hold("fast", "c1")
+	if _, err := s.Mount(ctx, "fast", "c2"); err != nil {
+		t.Error(err)
+	}
+	if err := s.Unmount(ctx, "fast", "c2"); err != nil {
+		t.Error(err)
+	}
+	if err := s.Remove(ctx, "fast", true); !errdefs.IsConflict(err) {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(path, "f")); err != nil {
+		t.Error(err)
+	}
+	if err := s.Unmount(ctx, "fast", "c1"); err != nil {
+		t.Error(err)
+	}
+	if mounted(path) {
+		t.Error("nobody holds it, and it is still mounted")
 	}
 }
