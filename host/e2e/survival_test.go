@@ -40,6 +40,8 @@ func TestEngineKilledOften(t *testing.T) {
 		script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i; echo line $i >&2; usleep 20000; done; exit %d", 100+150*i, 10+i)
 		c.ok(t, "run", "-d", "--name", name(i), "hello", "sh", "-c", script)
 	}
+	c.ok(t, "run", "-dt", "--name", "terminal", "hello", "sh", "-c",
+		"i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo line $i; usleep 20000; done; exit 77")
 	c.ok(t, "run", "-d", "--name", "survivor", "-v", "kept:/data", "hello", "sh", "-c", "echo $$ >/data/pid; exec sleep 100000")
 	c.ok(t, "run", "-d", "--name", "failing", "--restart", "on-failure:3", "hello", "sh", "-c", "echo try; sleep 1; exit 9")
 	before := c.ok(t, "inspect", "--format", "{{.State.Pid}} {{.State.StartedAt}}", "survivor")
@@ -62,6 +64,10 @@ func TestEngineKilledOften(t *testing.T) {
 		checkLines(t, name(i)+"'s output", r.out, 100+150*i)
 		checkLines(t, name(i)+"'s errors", r.err, 100+150*i)
 	}
+	if got := c.ok(t, "wait", "terminal"); got != "77" {
+		t.Errorf("the program on a terminal ended with %s, want 77", got)
+	}
+	checkTerminal(t, c.exec("logs", "terminal").out, 1500, kills)
 	eventually(t, "the policy gives up", func() bool {
 		return c.ok(t, "inspect", "--format", "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}", "failing") == "exited 9 3"
 	})
@@ -106,6 +112,35 @@ func checkLines(t *testing.T, what, log string, last int) {
 	if next != last+1 {
 		t.Errorf("%s ends with line %d, want %d", what, next-1, last)
 	}
+}
+
+// checkTerminal: the log holds line 1 to line last, in order, but for at most one
+// read of the terminal for each time that the engine was killed.
+func checkTerminal(t *testing.T, log string, last, kills int) {
+	t.Helper()
+	const read = 4096 // the most that the kernel gives of a terminal's output at once, in bytes
+	next, gaps := 1, 0
+	for line := range strings.Lines(log) {
+		var n int
+		if _, err := fmt.Sscanf(line, "line %d\r\n", &n); err != nil || !strings.HasSuffix(line, "\r\n") {
+			continue // cut in two: a gap follows
+		}
+		if n < next || n > last {
+			t.Errorf("the terminal: line %d where line %d should be", n, next)
+			return
+		}
+		if n > next {
+			gaps++
+		}
+		if lost := (n - next) * len(line); lost > read+2*len(line) {
+			t.Errorf("the terminal: lines %d to %d are lost, more than a read", next, n-1)
+		}
+		next = n + 1
+	}
+	if next != last+1 || gaps > kills {
+		t.Errorf("the terminal's output ends with line %d of %d, and has %d gaps from %d kills", next-1, last, gaps, kills)
+	}
+	t.Logf("of a terminal's output %d pieces were lost", gaps)
 }
 
 // TestPowerCuts cuts the machine's power at random moments, with what had not been
