@@ -277,10 +277,13 @@ func TestClientThatLeaves(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	c, _, _ := server(t)
+	c, socket, _ := server(t)
 	if _, err := c.ContainerInspect(ctx, "nothere", client.ContainerInspectOptions{}); !errdefs.IsNotFound(err) ||
 		!strings.Contains(err.Error(), "No such container: nothere") {
 		t.Errorf("inspect: %v", err)
+	}
+	if _, body := raw(t, socket, "GET /containers/a%3C&b%3E/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"); body != `{"message":"No such container: a<&b>"}`+"\n" {
+		t.Errorf("characters are written as %s", body)
 	}
 	_, err := c.ContainerCreate(ctx, client.ContainerCreateOptions{Config: &apicontainer.Config{Image: "nothere"}})
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "No such image: nothere:latest") {

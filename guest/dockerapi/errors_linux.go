@@ -2,7 +2,6 @@ package dockerapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -57,12 +56,12 @@ func writeError(w http.ResponseWriter, err error) int {
 		w.WriteHeader(code)
 		return code
 	}
-	body, merr := json.Marshal(common.ErrorResponse{Message: err.Error()})
+	body, merr := encode(common.ErrorResponse{Message: err.Error()})
 	if merr != nil {
 		body = []byte(`{"message":"internal error"}`)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_, _ = w.Write(append(body, '\n'))
+	_, _ = w.Write(body)
 	return code
 }

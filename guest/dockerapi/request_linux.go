@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -16,15 +17,25 @@ import (
 // maxBody bounds a request's JSON, in bytes.
 const maxBody = 4 << 20
 
+// encode returns a line of JSON in which characters are themselves, also those that
+// mean something in HTML.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.Bytes(), err
+}
+
 // reply answers with JSON.
 func (c *call) reply(code int, v any) error {
-	body, err := json.Marshal(v)
+	body, err := encode(v)
 	if err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.WriteHeader(code)
-	_, err = c.w.Write(append(body, '\n'))
+	_, err = c.w.Write(body)
 	if err != nil {
 		return errBegun
 	}
