@@ -346,6 +346,66 @@ func TestCrashInTeardown(t *testing.T) {
 	})
 }
 
+// TestWaitAfterCrash: each condition can be waited for in an engine that took over,
+// also across what a restart policy does.
+func TestWaitAfterCrash(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	always := create(t, e, "always", &apicontainer.HostConfig{RestartPolicy: apicontainer.RestartPolicy{Name: "always"}}, "sleep")
+	once := create(t, e, "once", &apicontainer.HostConfig{AutoRemove: true}, "sleep")
+	never := create(t, e, "never", nil, "sleep")
+	start(t, e, always)
+	start(t, e, once)
+	e.Close()
+	e = w.Engine()
+	waits := map[string]<-chan engine.WaitResult{}
+	for what, c := range map[string]struct {
+		id   string
+		cond apicontainer.WaitCondition
+	}{
+		"next": {always, apicontainer.WaitConditionNextExit}, "end": {always, apicontainer.WaitConditionNotRunning},
+		"gone": {once, apicontainer.WaitConditionRemoved}, "unborn": {never, apicontainer.WaitConditionNextExit},
+	} {
+		ch, err := e.Wait(ctx, c.id, c.cond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		waits[what] = ch
+	}
+	if code := wait(t, e, never, apicontainer.WaitConditionNotRunning); code != 0 {
+		t.Errorf("what never ran ended with %d", code)
+	}
+	w.Signal("container/"+always, 15)
+	if r := <-waits["next"]; r.Code != 15 {
+		t.Errorf("the next exit is %+v", r)
+	}
+	eventually(t, "the policy's restart", func() bool {
+		c, err := e.Inspect(ctx, always, false)
+		return err == nil && c.State.Status == "running" && c.RestartCount == 1
+	})
+	select {
+	case r := <-waits["end"]:
+		t.Errorf("a restart was taken for the end: %+v", r)
+	case r := <-waits["unborn"]:
+		t.Errorf("what never ran has ended: %+v", r)
+	default:
+	}
+	if err := e.Stop(ctx, always, engine.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-waits["end"]; r.Code != 15 {
+		t.Errorf("the end is %+v", r)
+	}
+	w.Signal("container/"+once, 15)
+	if r := <-waits["gone"]; r.Code != 15 {
+		t.Errorf("what removed itself had ended with %+v", r)
+	}
+	if err := e.Remove(ctx, never, engine.RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	<-waits["unborn"]
+}
+
 // TestCrashAtStart: a run whose start was not recorded before the engine crashed
 // is not lost, even if it has ended since.
 func TestCrashAtStart(t *testing.T) {
