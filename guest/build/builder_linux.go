@@ -141,12 +141,12 @@ func (b *Builder) Close() error {
 	b.open, b.closed = nil, true
 	b.mu.Unlock()
 	if o == nil {
-		return nil
+		return b.steps.Close()
 	}
 	o.stop()
 	o.server.Stop()
 	o.serving.Wait()
-	err := errors.Join(o.control.Close(), o.closeGit())
+	err := errors.Join(o.control.Close(), o.closeGit(), b.steps.Close())
 	return errors.Join(err, b.markClean())
 }
 

@@ -21,7 +21,7 @@ func TestBuildEngineKilled(t *testing.T) {
 	h := machine(t)
 	c := h.berth()
 	dir := buildContext(t, map[string]string{
-		"Dockerfile": "FROM hello\nRUN cat /proc/sys/kernel/random/uuid > /early\nARG WAIT\nRUN : killed-engine; [ -z \"$WAIT\" ] || sleep 600\nCMD cat /early\n",
+		"Dockerfile": "FROM hello\nRUN cat /proc/sys/kernel/random/uuid > /early\nARG WAIT\nRUN : killed-engine; [ -z \"$WAIT\" ] || sleep 600; :\nCMD cat /early\n",
 	})
 	c.ok(t, "build", "-t", "e2e-killed", dir)
 	early := c.ok(t, "run", "--rm", "e2e-killed")
@@ -31,9 +31,7 @@ func TestBuildEngineKilled(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the step's start", func() bool {
-		return c.ok(t, "ssh", "cat /sys/fs/cgroup/berth-build/*/cgroup.procs 2>/dev/null | head -n 1; true") != ""
-	})
+	h.stepRuns(t, "killed-engine")
 	c.exec("ssh", "--", "kill -9 $(pidof berth-guest)")
 	if err := cmd.Wait(); err == nil {
 		t.Error("the client says that the build succeeded")

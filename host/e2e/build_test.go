@@ -299,12 +299,40 @@ func TestBuildFails(t *testing.T) {
 	h.docker().fails(t, "No such image", "image", "inspect", "e2e-fails")
 }
 
-// noSteps checks that no step of a build runs, and none of what it had is left.
+// noSteps checks that no step of a build runs, and none of what it had is left: one
+// process at most, in a cgroup of its own, is ready for the next.
 func (h *home) noSteps(t testing.TB) {
 	t.Helper()
-	const look = `cat /sys/fs/cgroup/berth-build/cgroup.procs /sys/fs/cgroup/berth-build/*/cgroup.procs 2>/dev/null;` +
-		`ls -d /sys/fs/cgroup/berth-build/*/ /run/berth/build/[a-z0-9]*/rootfs 2>/dev/null; grep /run/berth/build/ /proc/mounts; true`
+	const look = `if cd /sys/fs/cgroup/berth-build 2>/dev/null; then for p in $(find . -name cgroup.procs -exec cat {} +); do ` +
+		`[ "$(tr '\0' ' ' </proc/$p/cmdline)" = 'berth-exec ' ] || echo process $p; done; ` +
+		`ls -d */ */*/ 2>/dev/null | grep -v "^warm-[A-Z0-9]*/$"; ls -d warm-*/ 2>/dev/null | tail -n +2; fi;` +
+		`ls /run/berth/build/tasks 2>/dev/null; ls -d /run/berth/build/[a-z0-9]*/rootfs 2>/dev/null; grep /run/berth/build/ /proc/mounts; true`
 	eventually(t, "the end of every step", func() bool { return h.berth().ok(t, "ssh", look) == "" })
+}
+
+// TestBuildReady: a step that follows another begins in a process that was ready.
+func TestBuildReady(t *testing.T) {
+	h := machine(t)
+	c := h.berth()
+	c.ok(t, "build", "--no-cache", buildIn(t, "FROM hello\nRUN true"))
+	const procs = "/sys/fs/cgroup/berth-build/warm-*/cgroup.procs"
+	ready := ""
+	eventually(t, "a process that is ready", func() bool {
+		ready = c.ok(t, "ssh", "cat "+procs+" 2>/dev/null; true")
+		return ready != ""
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	cmd := c.command(ctx, "build", "--no-cache", buildIn(t, "FROM hello\nRUN : e2e-ready; exec sleep 600"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the step in that process", func() bool { return strings.Contains(c.ok(t, "ssh", "cat /proc/"+ready+"/cmdline; true"), "sleep") })
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	h.noSteps(t)
 }
 
 // TestBuildCancelled: a client that leaves takes its build with it.

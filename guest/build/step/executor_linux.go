@@ -45,9 +45,10 @@ type Options struct {
 const cgroupParent = "/berth-build"
 
 // Executor runs steps. It implements BuildKit's executor.Executor and is safe for
-// concurrent use.
+// concurrent use. Close it when no step runs any more.
 type Executor struct {
 	opts Options
+	warm warmer
 
 	mu      sync.Mutex // guards what follows
 	running map[string]*running
@@ -64,11 +65,15 @@ type running struct {
 // New returns an Executor. It ends what one of a former process has left.
 func New(o Options) (*Executor, error) {
 	e := &Executor{opts: o, running: map[string]*running{}}
+	e.warm.log, e.warm.cfg = o.Log, container.PoolConfig{Parent: cgroupParent, ExecPath: o.ExecPath, Delay: warmDelay}
 	if err := e.sweep(); err != nil {
 		return nil, fmt.Errorf("end the steps of former builds: %w", err)
 	}
 	return e, nil
 }
+
+// Close ends what is kept ready for further steps.
+func (e *Executor) Close() error { return e.warm.close() }
 
 func (e *Executor) tasks() string { return filepath.Join(e.opts.RunDir, "tasks") }
 
@@ -123,6 +128,8 @@ func (e *Executor) run(ctx context.Context, b *building, root executor.Mount, mo
 	if err := e.add(b.id, r); err != nil {
 		return err
 	}
+	b.pool = e.warm.begin()
+	defer e.warm.end()
 	b.dir = filepath.Join(e.opts.RunDir, b.id)
 	defer func() {
 		// Even if the build was cancelled nothing may stay behind.
@@ -176,6 +183,7 @@ type building struct {
 	netns  string
 	spec   *specs.Spec
 	binds  []*os.File // the sources of its mounts
+	pool   *container.Pool
 	steps  []func(ctx context.Context) error
 }
 

@@ -34,7 +34,7 @@ func (b *building) run(ctx context.Context, process executor.ProcessInfo, begun 
 	defer io.close()
 	cfg := container.Config{
 		ID: b.id, StateDir: b.e.tasks(), Spec: b.spec, Rootfs: b.rootfs, CgroupPath: b.spec.Linux.CgroupsPath,
-		ExecPath: b.e.opts.ExecPath, Stdin: io.stdin, Stdout: io.stdout, Stderr: io.stderr, Console: io.console,
+		ExecPath: b.e.opts.ExecPath, Stdin: io.stdin, Stdout: io.stdout, Stderr: io.stderr, Console: io.console, Pool: b.pool,
 	}
 	if !b.privileged() {
 		if cfg.Seccomp, err = seccomp.Default(b.spec.Process.Capabilities.Bounding); err != nil {
