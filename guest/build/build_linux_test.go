@@ -10,8 +10,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/berthvm/berth/guest/image"
 )
 
 func TestRequest(t *testing.T) {
@@ -119,7 +126,8 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// TestDistrust: an index of the cache that was open when the power went is not used.
+// TestDistrust: a cache that was open when the power went is not used, and holds
+// nothing any more.
 func TestDistrust(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -133,25 +141,67 @@ func TestDistrust(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
-			b := &Builder{opts: Options{Root: root, BootID: "this", Log: slog.New(slog.DiscardHandler)}}
-			if err := os.WriteFile(filepath.Join(root, "cache.db"), []byte("x"), 0o600); err != nil {
+			store, err := image.Open(t.Context(), image.Options{Root: t.TempDir()})
+			if err != nil {
 				t.Fatal(err)
+			}
+			defer store.Close()
+			parts := store.Parts()
+			ctx := namespaces.WithNamespace(t.Context(), parts.Namespace)
+			for _, id := range []string{"used-sha256:0", "record"} {
+				if _, err := parts.Leases.Create(ctx, leases.WithID(id)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := &Builder{opts: Options{Root: root, BootID: "this", Log: slog.New(slog.DiscardHandler), Images: store}}
+			for _, name := range distrusted {
+				if err := os.WriteFile(filepath.Join(root, name), []byte("x"), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if c.state != "" {
 				if err := b.mark(c.state); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := b.distrust(); err != nil {
+			if err := b.distrust(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if b.Used() != c.keep {
-				t.Errorf("the index is kept: %v, want %v", b.Used(), c.keep)
+			left, err := parts.Leases.List(ctx)
+			if err != nil || len(left) == 2 != c.keep || !slices.ContainsFunc(left, func(l leases.Lease) bool { return l.ID == "used-sha256:0" }) {
+				t.Errorf("the leases left are %v, %v", left, err)
+			}
+			found, err := filepath.Glob(root + "/*.db")
+			if err != nil || len(found) == len(distrusted) != c.keep {
+				t.Errorf("of the cache there is %q, %v; it should be kept: %v", found, err, c.keep)
 			}
 			if got, err := os.Readlink(filepath.Join(root, markName)); err != nil || got != "open-this" {
 				t.Errorf("the state is %q, %v", got, err)
 			}
+			if err := b.markClean(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.Readlink(filepath.Join(root, markName)); err != nil || got != "closed" {
+				t.Errorf("the state is then %q, %v", got, err)
+			}
 		})
+	}
+}
+
+// TestRecords: the cache's records are written without flushes, but for the last.
+func TestRecords(t *testing.T) {
+	path := filepath.Join(t.TempDir(), recordsName)
+	records, err := openRecords(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var db *bolt.DB
+	err = records.DB().Update(func(tx *bolt.Tx) error { db = tx.DB(); return nil })
+	if err != nil || !db.NoSync {
+		t.Errorf("each change is flushed: %v", err)
+	}
+	if err := records.Close(); err != nil || db.NoSync {
+		t.Errorf("the end is flushed: %v, %v", !db.NoSync, err)
 	}
 }
 

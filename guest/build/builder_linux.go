@@ -157,9 +157,6 @@ func (b *Builder) start() (_ *opened, err error) {
 	if err := os.MkdirAll(b.opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	if err := b.distrust(); err != nil {
-		return nil, err
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	var undo []func()
 	defer func() {
@@ -170,6 +167,9 @@ func (b *Builder) start() (_ *opened, err error) {
 			}
 		}
 	}()
+	if err := b.distrust(ctx); err != nil {
+		return nil, err
+	}
 	sessions, err := session.NewManager()
 	if err != nil {
 		return nil, err
@@ -250,29 +250,55 @@ func (o *opened) closeGit() error {
 	return o.git.Close()
 }
 
-// The file in which a Builder says that its databases are closed, or in which boot
-// they are open.
+// The file in which a Builder says that its cache is closed and on the disk, or in
+// which boot it is open.
 const markName = "state"
 
-// distrust drops the cache's index if it was open when the machine lost its power,
-// and notes that it is open now. The note is a link: it is in the filesystem's
-// journal as a whole.
-func (b *Builder) distrust() error {
+// distrusted are the databases of the cache, which are written without flushes.
+var distrusted = []string{"cache.db", recordsName}
+
+// recordsName is the database of the cache's records, each of which is a snapshot.
+const recordsName = "metadata_v2.db"
+
+// distrust drops the cache if it was open when the machine lost its power: it may lack
+// any of what was written to it in that time. Then it notes that the cache is open now.
+// The note is a link: it is in the filesystem's journal as a whole.
+func (b *Builder) distrust(ctx context.Context) error {
 	mark := b.path(markName)
 	found, err := os.Readlink(mark)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if boot, open := strings.CutPrefix(found, "open-"); open && boot != b.opts.BootID {
-		b.opts.Log.Info("the machine went down during builds: the index of the build cache starts anew")
-		if err := os.Remove(b.path("cache.db")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.opts.Log.Info("the machine went down during builds: the build cache starts anew")
+		for _, name := range distrusted {
+			if err := os.Remove(b.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if err := b.opts.Images.Parts().Forget(ctx); err != nil {
 			return err
 		}
 	}
-	return b.mark("open-" + b.opts.BootID)
+	if err := b.mark("open-" + b.opts.BootID); err != nil {
+		return err
+	}
+	// It must be known before anything is.
+	dir, err := os.Open(b.opts.Root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
-func (b *Builder) markClean() error { return b.mark("closed") }
+// markClean notes that the cache is on the disk as a whole.
+func (b *Builder) markClean() error {
+	if err := image.SyncFS(b.opts.Root); err != nil {
+		return err
+	}
+	return b.mark("closed")
+}
 
 func (b *Builder) mark(state string) error {
 	mark := b.path(markName)

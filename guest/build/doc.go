@@ -11,10 +11,11 @@
 // # What is on the disk
 //
 // Layers and blobs are the image store's, held by BuildKit's leases. Beside them,
-// below Options.Root, are BuildKit's databases. cache.db is written without
-// flushes, which survives the end of the process and no power cut; a Builder that
-// finds it after a boot it was not closed before forgets it, and with it what steps
-// need not be run again, instead of trusting it.
+// below Options.Root, are BuildKit's databases. Steps do not wait for the disk: what
+// they make, and what the cache knows of it, is written without flushes, which survives
+// the end of the process and no power cut. A Builder that finds a cache after a boot it
+// was not closed before forgets it as a whole instead of trusting it. Images are flushed
+// before they get their names, and pulled layers before they count as unpacked.
 //
 // # Trust
 //

@@ -30,6 +30,7 @@ import (
 	"github.com/moby/buildkit/worker/base"
 	"github.com/moby/buildkit/worker/label"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/berthvm/berth/guest/binfmt"
@@ -53,7 +54,7 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 	content := snapshots.NewContentStore(parts.Content, parts.Namespace)
 	applier := apply.NewFileSystemApplier(content)
 	differ := walking.NewWalkingDiff(content)
-	records, err := metadata.NewStore(b.path("metadata_v2.db"))
+	records, err := openRecords(b.path(recordsName))
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +99,23 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 	w.SourceManager.Register(urls)
 	w.HTTPSource = urls
 	return &buildWorker{Worker: w, store: b.opts.Images, writer: writer, named: b.opts.Named}, nil
+}
+
+// openRecords opens the database of the cache's records, without BuildKit's flush after
+// each of its many small changes; distrust makes up for it.
+func openRecords(path string) (*metadata.Store, error) {
+	records, err := metadata.NewStore(path)
+	if err != nil {
+		return nil, err
+	}
+	err = records.DB().Update(func(tx *bolt.Tx) error {
+		tx.DB().NoSync = true
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, records.Close())
+	}
+	return records, nil
 }
 
 // runs lists the platforms whose programs steps may run, the machine's own first.

@@ -6,16 +6,21 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,12 +32,17 @@ type Parts struct {
 	Namespace       string
 	SnapshotterName string
 	Content         content.Store
-	// Snapshotter flushes what a snapshot holds to the disk before it is committed.
+	// Snapshotter flushes an image's layer, a snapshot that is named by its chain ID, to
+	// the disk before it is committed. What is committed under another name may be
+	// there without its files after a power cut: see Forget.
 	Snapshotter snapshots.Snapshotter
 	Leases      leases.Manager
 	// Images is for reading only: names are moved by Store.Name.
 	Images  images.Store
 	Collect func(context.Context) (gc.Stats, error)
+	// Forget lets go of all that is held by a lease which is not the store's own: of
+	// what was made before a power cut, and cannot be trusted after it.
+	Forget func(context.Context) error
 	// Share gives a snapshot that is being made the files of a committed one, which
 	// it may outlive, instead of its own. Both are named by what they mount: the
 	// uppermost directory.
@@ -48,7 +58,7 @@ func (s *Store) Parts() Parts {
 	return Parts{
 		Namespace: namespace, SnapshotterName: snapshotter,
 		Content: s.content, Snapshotter: durable{s.snap, s.root}, Leases: s.leases, Images: s.images,
-		Collect: s.garbageCollect, Share: s.share,
+		Collect: s.garbageCollect, Forget: s.forgetLeases, Share: s.share,
 		Hosts: s.registry.Hosts(), Transport: s.registry.Transport(),
 	}
 }
@@ -113,8 +123,37 @@ func (s *Store) share(from, to string) error {
 	return s.trees.Share(source, target)
 }
 
-// durable is a snapshotter whose commits survive a power cut: the database must
-// not know a layer whose files are not on the disk yet.
+// ownLeases begin the names of the store's leases.
+var ownLeases = []string{operationPrefix, pullPrefix, usedPrefix}
+
+func (s *Store) forgetLeases(ctx context.Context) error {
+	ctx = s.ctx(ctx)
+	all, err := s.leases.List(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error { // one flush for all
+		ctx := boltutil.WithTransaction(ctx, tx)
+		for _, l := range all {
+			if slices.ContainsFunc(ownLeases, func(own string) bool { return strings.HasPrefix(l.ID, own) }) {
+				continue
+			}
+			if err := s.leases.Delete(ctx, l); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("let go of a builder's leases: %w", err)
+	}
+	s.collectSoon()
+	return nil
+}
+
+// durable is a snapshotter whose layers survive a power cut: the database must not
+// know a layer of an image whose files are not on the disk yet. A build's steps have
+// other names, and need not wait for the disk.
 type durable struct {
 	snapshots.Snapshotter
 	root string // on the filesystem that holds the layers
@@ -122,13 +161,16 @@ type durable struct {
 
 // Commit implements snapshots.Snapshotter.
 func (d durable) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	if err := syncFS(d.root); err != nil {
-		return fmt.Errorf("cannot flush snapshot %s: %w", key, err)
+	if _, err := digest.Parse(name); err == nil {
+		if err := SyncFS(d.root); err != nil {
+			return fmt.Errorf("cannot flush snapshot %s: %w", key, err)
+		}
 	}
 	return d.Snapshotter.Commit(ctx, name, key, opts...)
 }
 
-func syncFS(dir string) error {
+// SyncFS flushes the file system that has dir.
+func SyncFS(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
