@@ -147,6 +147,7 @@ CMD ["cat", "/seen"]
 	for _, c := range h.buildxes(t) {
 		c.ok(t, "buildx", "build", "--no-cache", "--allow", "network.host", buildIn(t, "FROM hello\nRUN --network=host ip -o link | grep docker0"))
 		c.fails(t, "security.insecure is not allowed", "buildx", "build", "--allow", "security.insecure", buildIn(t, "# syntax=docker/dockerfile:1-labs\nFROM hello\nRUN --security=insecure true"))
+		c.fails(t, "CDI device support is disabled", "buildx", "build", buildIn(t, "# syntax=docker/dockerfile:1-labs\nFROM hello\nRUN --device=a.test/b=c,required true"))
 	}
 	h.noSteps(t)
 }

@@ -7,10 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
+	"github.com/moby/buildkit/executor"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	bknet "github.com/moby/buildkit/util/network"
 )
 
 // TestOpenIn: no link in a mount's source leads out of it.
@@ -54,6 +58,39 @@ func TestOpenIn(t *testing.T) {
 	a, _ := os.Stat(dir)
 	if b, err := f.Stat(); err != nil || !os.SameFile(a, b) {
 		t.Errorf("the way up ends at %v, %v", b, err)
+	}
+}
+
+// TestProxy: a step that may reach what a proxy lets through only does not run without
+// that.
+func TestProxy(t *testing.T) {
+	meta := executor.Meta{Args: []string{"true"}, Proxy: &bknet.ProxyConfig{}}
+	_, err := new(Executor).Run(t.Context(), "", executor.Mount{}, nil, executor.ProcessInfo{Meta: meta}, nil)
+	if !errors.Is(err, errProxy) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestInput: whatever a frontend asks for, a step's cgroup is below that of all steps,
+// and its rights are those of a container.
+func TestInput(t *testing.T) {
+	for parent, want := range map[string]string{
+		"": "/berth-build/id", "p": "/berth-build/p/id", "/p/q/": "/berth-build/p/q/id",
+		"../../berth": "/berth-build/berth/id", "/../..": "/berth-build/id", "p/../../../q": "/berth-build/q/id",
+	} {
+		b := &building{id: "id", meta: executor.Meta{CgroupParent: parent}}
+		in := b.input(nil, false)
+		if in.Cgroup != want {
+			t.Errorf("below %q the cgroup is %s, want %s", parent, in.Cgroup, want)
+		}
+		if hc := in.HostConfig; hc.Privileged || len(hc.CapAdd) > 0 || len(hc.SecurityOpt) > 0 || hc.PidMode != "" || hc.IpcMode != "" || !hc.NetworkMode.IsBridge() {
+			t.Errorf("a step is given %+v", hc)
+		}
+	}
+	b := &building{id: "id", tool: true, meta: executor.Meta{NetMode: pb.NetMode_NONE}}
+	if hc := b.input(nil, true).HostConfig; !slices.Contains(hc.CapDrop, "ALL") || !slices.Contains(hc.SecurityOpt, "no-new-privileges") ||
+		!hc.ReadonlyRootfs || !hc.NetworkMode.IsNone() {
+		t.Errorf("a tool is given %+v", hc)
 	}
 }
 
