@@ -23,9 +23,11 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/util/db/boltutil"
+	"github.com/moby/buildkit/util/tracing/detect"
 	"github.com/moby/buildkit/version"
 	"github.com/moby/buildkit/worker"
 	bolt "go.etcd.io/bbolt"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
 
 	"github.com/moby/buildkit/cache/remotecache"
@@ -77,6 +79,7 @@ type opened struct {
 	server   *grpc.Server
 	conns    *connListener
 	uploads  *uploads
+	traces   *sdktrace.TracerProvider
 	git      *git.Server // nil: the machine's own git is BuildKit's
 	stop     context.CancelFunc
 	serving  sync.WaitGroup
@@ -146,7 +149,7 @@ func (b *Builder) Close() error {
 	o.stop()
 	o.server.Stop()
 	o.serving.Wait()
-	err := errors.Join(o.control.Close(), o.closeGit(), b.steps.Close())
+	err := errors.Join(o.control.Close(), o.closeGit(), b.steps.Close(), o.traces.Shutdown(context.Background()))
 	return errors.Join(err, b.markClean())
 }
 
@@ -174,7 +177,8 @@ func (b *Builder) start() (_ *opened, err error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &opened{sessions: sessions, stop: stop, uploads: newUploads()}
+	o := &opened{sessions: sessions, stop: stop, uploads: newUploads(), traces: traceBuilds()}
+	undo = append(undo, func() { _ = o.traces.Shutdown(context.Background()) })
 	if o.git, err = b.serveGit(); err != nil {
 		return nil, err
 	}
@@ -220,7 +224,7 @@ func (b *Builder) start() (_ *opened, err error) {
 			"local":    local.ResolveCacheImporterFunc(sessions),
 		},
 		Entitlements:   []string{"network.host"},
-		TraceCollector: noTraces{},
+		TraceCollector: detect.Recorder,
 		HistoryDB:      history,
 		CacheStore:     cache,
 		LeaseManager:   o.worker.LeaseManager(),

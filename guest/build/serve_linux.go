@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/propagation"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -15,6 +17,8 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/tracing"
+	"github.com/moby/buildkit/util/tracing/detect"
 )
 
 // maxMessage is what BuildKit's clients send at most, in bytes.
@@ -23,6 +27,7 @@ const maxMessage = 16 << 20
 // serve starts the gRPC server.
 func (b *Builder) serve(o *opened) {
 	o.server = grpc.NewServer(
+		grpc.StatsHandler(tracing.ServerStatsHandler(otelgrpc.WithTracerProvider(o.traces), otelgrpc.WithPropagators(propagation.TraceContext{}))),
 		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 			resp, err := handle(ctx, req)
 			if err != nil && info.FullMethod == controlapi.Control_Solve_FullMethodName {
@@ -126,11 +131,9 @@ func (l *connListener) Close() error {
 // Addr implements net.Listener.
 func (l *connListener) Addr() net.Addr { return &net.UnixAddr{Name: "buildkit", Net: "unix"} }
 
-// noTraces takes the traces clients send, so that they do not complain.
-type noTraces struct{}
-
-// ExportSpans implements sdktrace.SpanExporter.
-func (noTraces) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
-
-// Shutdown implements sdktrace.SpanExporter.
-func (noTraces) Shutdown(context.Context) error { return nil }
+// traceBuilds has BuildKit keep what happens in a build for its history, in which
+// clients look at it as a trace. Clients send their own part.
+func traceBuilds() *sdktrace.TracerProvider {
+	detect.Recorder = detect.NewTraceRecorder()
+	return sdktrace.NewTracerProvider(sdktrace.WithSyncer(detect.Recorder))
+}

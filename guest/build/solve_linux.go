@@ -70,6 +70,8 @@ func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.
 	if err != nil {
 		return "", err
 	}
+	ctx, span := o.traces.Tracer("").Start(ctx, "build")
+	defer span.End()
 	if r.Context != nil && r.Remote == "" {
 		url, done := o.uploads.add(r.Context)
 		defer done()

@@ -228,6 +228,9 @@ func TestBuildHistory(t *testing.T) {
 			if r := c.exec("buildx", "history", "logs", strings.Split(list[0], "=")[0]); !strings.Contains(r.out+r.err, "exit code: 1") {
 				t.Errorf("the failed build's log does not say how it failed: %s", r)
 			}
+			if got := c.ok(t, "buildx", "history", "trace", ref); !strings.Contains(got, `"traceID"`) || !strings.Contains(got, "RUN echo said "+c.name) {
+				t.Errorf("the trace lacks the step:\n%s", got)
+			}
 			bundle := filepath.Join(t.TempDir(), "bundle")
 			c.ok(t, "buildx", "history", "export", "-o", bundle, ref)
 			if st, err := os.Stat(bundle); err != nil || st.Size() == 0 {
