@@ -39,6 +39,11 @@
 // endpoints on the container's networks and sends the rest to Options.DNS.
 // Containers on the default bridge and on host ask Options.DNS themselves.
 //
+// # The loopback
+//
+// A container's loopback is its own, unless LendLoopback has its connections end
+// elsewhere: then a redirect in its namespace takes them to a socket of the engine's.
+//
 // Errors that a client caused are of the classes of
 // github.com/containerd/errdefs, with the message that docker gives. All methods
 // are safe for concurrent use.

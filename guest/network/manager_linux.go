@@ -126,6 +126,7 @@ func (m *Manager) Close() error {
 	for _, sb := range sandboxes {
 		sb.op.Lock()
 		sb.stopDNS()
+		sb.stopLoopback()
 		sb.op.Unlock()
 	}
 	m.base.Lock()

@@ -28,6 +28,7 @@ type sandbox struct {
 
 	op     sync.Mutex // one change at a time; guards what follows
 	dns    *dnsServer
+	lent   *lentLoopback
 	routes [2]route // the default routes that are set: IPv4, IPv6
 	gone   bool     // released: a new one must be made
 
@@ -673,6 +674,7 @@ func (m *Manager) Release(ctx context.Context, containerID string) error {
 		return err
 	}
 	sb.stopDNS()
+	sb.stopLoopback()
 	if err := m.settlePorts(sb, nil); err != nil {
 		return err
 	}
