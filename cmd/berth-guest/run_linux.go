@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -224,10 +225,14 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	if err != nil {
 		return p, err
 	}
+	loopback := hostLoopback(cfg, w).DialHost
+	if cfg.native {
+		loopback = (&net.Dialer{}).DialContext
+	}
 	p.images = images.New(p.store, p.engine, p.builtin)
 	p.builder, err = build.New(build.Options{Log: cfg.log, Images: p.store, Networks: p.networks, Root: filepath.Join(cfg.root, "build"),
 		RunDir: filepath.Join(cfg.run, "build"), ExecPath: cfg.execPath, BootID: bootID(), DNS: servers, HostAlias: host,
-		Proxy: proxyEnv(w.Proxy), Named: builds.Named(p.engine)})
+		Proxy: proxyEnv(w.Proxy), Loopback: loopback, Named: builds.Named(p.engine)})
 	return p, err
 }
 
@@ -247,8 +252,13 @@ func folders(cfg config, w wire.Welcome) hostpath.Map {
 	return m
 }
 
+// hostLoopback connects to the loopback of the machine's host.
+func hostLoopback(cfg config, w wire.Welcome) *hostdial.Dialer {
+	return &hostdial.Dialer{Secret: w.Secret, Connect: cfg.way.Dialer(wire.PortLoopbackHost)}
+}
+
 func imageOptions(cfg config, w wire.Welcome) image.Options {
-	dialer := &hostdial.Dialer{Secret: w.Secret, Connect: cfg.way.Dialer(wire.PortLoopbackHost)}
+	dialer := hostLoopback(cfg, w)
 	o := image.Options{Root: filepath.Join(cfg.root, "images"), Log: cfg.log, Dial: dialer.DialContext}
 	if cfg.native {
 		o.Dial = nil

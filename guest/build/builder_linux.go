@@ -41,7 +41,7 @@ import (
 	"github.com/berthvm/berth/guest/image"
 )
 
-// Options configure New. All but Named, HostAlias, DNS and Proxy are needed.
+// Options configure New. All but Named, HostAlias, DNS, Proxy and Loopback are needed.
 type Options struct {
 	Log      *slog.Logger
 	Images   *image.Store
@@ -55,6 +55,9 @@ type Options struct {
 	DNS       []netip.Addr // for steps
 	HostAlias netip.Addr   // what host-gateway stands for
 	Proxy     []string     // environment that names the proxies for what is not an image: HTTP_PROXY=...
+
+	// Loopback connects to the host's loopback, which is git's: step.Options has it.
+	Loopback func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Named is told of every name a build gave to an image.
 	Named func(ctx context.Context, name, id string)
@@ -88,7 +91,8 @@ type opened struct {
 // New returns a Builder. It ends what the steps of a former process have left, and
 // opens nothing.
 func New(o Options) (*Builder, error) {
-	steps, err := step.New(step.Options{Log: o.Log, Networks: o.Networks, RunDir: o.RunDir, ExecPath: o.ExecPath, DNS: o.DNS})
+	steps, err := step.New(step.Options{Log: o.Log, Networks: o.Networks, RunDir: o.RunDir, ExecPath: o.ExecPath, DNS: o.DNS,
+		Loopback: o.Loopback})
 	if err != nil {
 		return nil, fmt.Errorf("open the builder: %w", err)
 	}

@@ -11,7 +11,8 @@
 // need one, and of the machine's files only the directories that this very command
 // works on: the shared bare repository, the checkout, and, where a client lends
 // them, a socket of its ssh agent and its list of known hosts. Nothing of it
-// survives the command.
+// survives the command. Its loopback is the host's: a repository at localhost is
+// where the user sees it.
 //
 // What a command may see is worked out from the options that BuildKit puts before
 // the command's name, and from nothing that a repository says.

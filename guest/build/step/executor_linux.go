@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ type Networks interface {
 	Attach(ctx context.Context, req network.AttachRequest) (network.Endpoint, error)
 	Endpoints(containerID string) []network.Endpoint
 	Release(ctx context.Context, containerID string) error
+	LendLoopback(containerID string, dial func(ctx context.Context, to netip.AddrPort) (net.Conn, error)) error
 }
 
 // Options configure New.
@@ -39,6 +41,10 @@ type Options struct {
 	RunDir   string       // on a tmpfs; the Executor's alone
 	ExecPath string       // of berth-exec; empty: guest/container's default
 	DNS      []netip.Addr // the servers in a step's resolv.conf
+
+	// Loopback connects to addresses of the loopback that a Tool with a network has in
+	// place of its own, as net.Dialer's DialContext; nil: it has its own.
+	Loopback func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // cgroupParent is the cgroup of all steps.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path"
@@ -62,7 +63,22 @@ func (b *building) network(ctx context.Context) error {
 	_, err = nets.Attach(ctx, network.AttachRequest{
 		ContainerID: b.id, ContainerName: "build-" + b.id, Network: string(mode), NetNS: ns,
 	})
+	if err == nil && b.tool && mode != network.None && b.e.opts.Loopback != nil {
+		err = nets.LendLoopback(b.id, b.e.dialLoopback)
+	}
 	return err
+}
+
+// dialLoopback connects to an address of Options.Loopback's. Who says localhost to a
+// Tool gets 127.0.0.1, and means ::1, too.
+func (e *Executor) dialLoopback(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	conn, err := e.opts.Loopback(ctx, "tcp4", to.String())
+	if err != nil && to.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
+		if conn, err := e.opts.Loopback(ctx, "tcp6", netip.AddrPortFrom(netip.IPv6Loopback(), to.Port()).String()); err == nil {
+			return conn, nil
+		}
+	}
+	return conn, err
 }
 
 // makeSpec makes the step's specification: that of a container of the engine's.
