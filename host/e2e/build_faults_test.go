@@ -95,13 +95,7 @@ func TestBuildRegistryDies(t *testing.T) {
 func TestBuildDiskFull(t *testing.T) {
 	needFull(t)
 	h := ownHome(t)
-	config := filepath.Join(h.dir, "berth", "config", "default.yaml")
-	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(config, []byte("disk: 1GiB\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "disk: 1GiB\n")
 	if err := h.boot(); err != nil {
 		t.Fatal(err)
 	}

@@ -5,8 +5,13 @@ package e2e
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -15,7 +20,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -62,18 +69,23 @@ func (g *gitHost) repository(t testing.TB, name string, files map[string]string,
 // web serves the repositories by HTTP and returns the address, as the VM sees it.
 func (g *gitHost) web(t testing.TB) string {
 	t.Helper()
+	s := httptest.NewServer(g.handler(t))
+	t.Cleanup(s.Close)
+	return "http://" + forVM(t, s.Listener.Addr())
+}
+
+func (g *gitHost) handler(t testing.TB) http.Handler {
+	t.Helper()
 	backend := &cgi.Handler{Path: filepath.Join(git(t, "/", "--exec-path"), "git-http-backend"), Dir: g.dir,
 		Env: []string{"GIT_PROJECT_ROOT=" + g.dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=/dev/null"}}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, password, _ := r.BasicAuth(); password != g.token {
 			w.Header().Set("WWW-Authenticate", `Basic realm="git"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		backend.ServeHTTP(w, r)
-	}))
-	t.Cleanup(s.Close)
-	return "http://" + forVM(t, s.Listener.Addr())
+	})
 }
 
 // forVM is an address of the host's loopback as the VM reaches it.
@@ -223,6 +235,111 @@ func TestBuildGitContext(t *testing.T) {
 	b[0].fails(t, "does not contain ref nothere", "build", web+"/r.git#nothere")
 	b[0].fails(t, "not found", "build", web+"/nothere.git")
 	h.noSteps(t)
+}
+
+// TestBuildGitLocalhost: the loopback in a build's URLs is the host's, as it is when
+// an image is pulled.
+func TestBuildGitLocalhost(t *testing.T) {
+	h := machine(t)
+	g := &gitHost{dir: t.TempDir()}
+	g.repository(t, "r", map[string]string{"Dockerfile": "FROM hello\nCOPY f /f\nCMD [\"cat\", \"/f\"]\n", "f": "near\n"}, nil)
+	six := httptest.NewUnstartedServer(g.handler(t))
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	six.Listener.Close()
+	six.Listener = l
+	six.Start()
+	t.Cleanup(six.Close)
+	at := func(url, name string) string { return strings.Replace(url, hostName, name, 1) }
+	_, port6, _ := net.SplitHostPort(l.Addr().String())
+	web := g.web(t)
+	b := h.berth()
+	for _, url := range []string{
+		at(web, "localhost"), at(web, "127.0.0.1"), at(g.daemon(t), "localhost"), "http://localhost:" + port6,
+	} {
+		b.ok(t, "build", "-q", "-t", "e2e-git-near", url+"/r.git")
+		if got := b.ok(t, "run", "--rm", "e2e-git-near"); got != "near" {
+			t.Errorf("%s: the image prints %q", url, got)
+		}
+	}
+	b.ok(t, "build", "-q", "-t", "e2e-git-near", buildContext(t, map[string]string{"Dockerfile": fmt.Sprintf(
+		"FROM hello\nADD %[1]s/r.git /r\nADD %[1]s/r.git/HEAD /head\nCMD cat /r/f /head\n", at(web, "localhost"))}))
+	if got := b.ok(t, "run", "--rm", "e2e-git-near"); got != "near\nref: refs/heads/main" {
+		t.Errorf("the image of ADDs prints %q", got)
+	}
+	b.fails(t, "unable to access", "build", "http://localhost:1/r.git")
+	// A step's loopback is its own, and has nobody.
+	b.ok(t, "build", "-q", "--no-cache", buildContext(t, map[string]string{"Dockerfile": "FROM hello\nRUN ! wget -q -O- " + at(web, "127.0.0.1") + "/r.git/HEAD\n"}))
+	h.noSteps(t)
+}
+
+// TestPrivateAuthority: what the host's own authority has vouched for is trusted by
+// git, by ADD and by a pull.
+func TestPrivateAuthority(t *testing.T) {
+	h := ownHome(t)
+	g := &gitHost{dir: t.TempDir()}
+	g.repository(t, "r", map[string]string{"Dockerfile": "FROM hello\nCOPY f /f\nCMD [\"cat\", \"/f\"]\n", "f": "vouched for\n"}, nil)
+	handler := g.handler(t)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v2/") {
+			http.Error(w, "the registry's door", http.StatusTeapot)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}))
+	authority, certificate := newAuthority(t, hostName, "localhost")
+	var shown atomic.Pointer[tls.Certificate]
+	shown.Store(&certificate)
+	s.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return shown.Load(), nil }}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
+	bundle := filepath.Join(t.TempDir(), "authority.pem")
+	writeFile(t, bundle, authority)
+
+	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "ca-bundle: "+bundle+"\n")
+	if err := h.boot(); err != nil {
+		t.Fatal(err)
+	}
+	b := h.berth()
+	for _, name := range []string{hostName, "localhost"} {
+		url := "https://" + name + ":" + port + "/r.git"
+		b.ok(t, "build", "-q", "-t", "vouched", url)
+		if got := b.ok(t, "run", "--rm", "vouched"); got != "vouched for" {
+			t.Errorf("%s: the image prints %q", name, got)
+		}
+		b.ok(t, "build", "-q", "--no-cache", buildContext(t, map[string]string{"Dockerfile": "FROM hello\nADD " + url + "/HEAD /head\nADD " + url + " /r\nRUN grep main /head && test -f /r/f\n"}))
+		b.fails(t, "teapot", "pull", name+":"+port+"/r:1")
+	}
+	// Another's certificate is not taken.
+	_, other := newAuthority(t, hostName, "localhost")
+	shown.Store(&other)
+	b.fails(t, "certificate", "build", "--no-cache", "https://localhost:"+port+"/r.git#refs/heads/main")
+}
+
+// newAuthority makes an authority and a certificate of its for names.
+func newAuthority(t testing.TB, names ...string) (authority string, certificate tls.Certificate) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the house's authority"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: root.Subject, NotAfter: root.NotAfter, DNSNames: names}
+	der, err := x509.CreateCertificate(rand.Reader, root, root, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: private}
 }
 
 // TestBuildAddGit: ADD of a repository, with all its options, and of one whose
