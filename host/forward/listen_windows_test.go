@@ -10,11 +10,14 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/Microsoft/go-winio"
+	"golang.org/x/sys/windows"
 )
 
 // shortDir is where the tests' addresses are: among the pipes.
@@ -63,6 +66,7 @@ func TestPipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	admitsItsUser(t, held)
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return Dial(ctx, name) }}}
 	for n := range 20 {
 		r, err := client.Get(fmt.Sprintf("http://pipe/%d", n))
@@ -81,6 +85,28 @@ func TestPipe(t *testing.T) {
 	server.Close()
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		t.Errorf("Serve = %v", err)
+	}
+}
+
+// admitsItsUser reads from a pipe whom the system lets in, besides itself and
+// administrators.
+func admitsItsUser(t *testing.T, c net.Conn) {
+	t.Helper()
+	handle := windows.Handle(c.(interface{ Fd() uintptr }).Fd())
+	sd, err := windows.GetSecurityInfo(handle, windows.SE_KERNEL_OBJECT, windows.DACL_SECURITY_INFORMATION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := windows.GetCurrentProcessToken().GetTokenUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var admitted []string
+	for _, entry := range regexp.MustCompile(`\(([^;]*);[^)]*;([^;)]*)\)`).FindAllStringSubmatch(sd.String(), -1) {
+		admitted = append(admitted, entry[1]+" "+entry[2])
+	}
+	if want := []string{"A SY", "A BA", "A " + self.User.Sid.String()}; !slices.Equal(admitted, want) {
+		t.Errorf("the pipe's rights are %s, so it admits %q, want %q", sd, admitted, want)
 	}
 }
 
