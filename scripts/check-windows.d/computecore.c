@@ -185,7 +185,7 @@ EXPORT HRESULT WINAPI HcsSaveComputeSystem(System *s, Operation *op, PCWSTR opti
 
 EXPORT HRESULT WINAPI HcsModifyComputeSystem(System *s, Operation *op, PCWSTR change_, HANDLE identity)
 {
-	return change(s, op, identity ? "modify as the user" : "modify", change_, 1 << RUNNING, RUNNING);
+	return change(s, op, "modify", change_, 1 << RUNNING, RUNNING);
 }
 
 EXPORT HRESULT WINAPI HcsShutDownComputeSystem(System *s, Operation *op, PCWSTR options)

@@ -210,7 +210,7 @@ func (h systemHandle) order(ctx context.Context, proc *windows.LazyProc, options
 	})
 }
 
-// modify changes the machine. With a token, the system acts as that user.
+// modify changes the machine.
 func (h systemHandle) modify(ctx context.Context, change []byte) error {
 	c, err := text(string(change))
 	if err != nil {

@@ -115,7 +115,7 @@ func Install(program, sid string, args ...string) error {
 	}
 	defer m.Disconnect()
 	s, err := m.CreateService(serviceName, target, mgr.Config{
-		StartType: mgr.StartManual, DisplayName: displayName, Description: description, SidType: windows.SERVICE_SID_TYPE_UNRESTRICTED,
+		StartType: mgr.StartManual, DisplayName: displayName, Description: description,
 	}, append(args, sid)...)
 	if err != nil {
 		return fmt.Errorf("install the service: %w", err)
