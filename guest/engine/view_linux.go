@@ -234,7 +234,7 @@ func (e *Engine) matcher(ctx context.Context, o ListOptions) (*matcher, error) {
 	for _, v := range o.Filters.Values("exited") {
 		code, err := strconv.Atoi(v)
 		if err != nil {
-			return nil, invalid("invalid filter 'exited=%s'", v)
+			return nil, invalid("invalid filter 'exited=%s': %v", v, err)
 		}
 		if m.exited == nil {
 			m.exited = map[int]bool{}

@@ -38,6 +38,7 @@ func Parse(s string) (Set, error) {
 	}
 	set = Set{}
 	for name, values := range lists {
+		set[name] = map[string]bool{}
 		for _, v := range values {
 			set.Add(name, v)
 		}
@@ -118,15 +119,19 @@ func (s Set) Prunes(labels map[string]string) bool {
 	return s.Labels("label", labels) && !(s.Has("label!") && s.Labels("label!", labels))
 }
 
-// Bool returns the truth value of name, or unset when it has none.
+// Bool returns the truth value of name, or unset when it is not there. To be there
+// without a value is an error, as is another or more than one.
 func (s Set) Bool(name string, unset bool) (bool, error) {
-	if !s.Has(name) {
+	switch values, ok := s[name]; {
+	case !ok:
 		return unset, nil
+	case len(values) == 0:
+		return false, invalid("invalid filter '%s'", name)
 	}
 	yes := s[name]["1"] || s[name]["true"]
 	no := s[name]["0"] || s[name]["false"]
 	if yes == no {
-		return false, invalid("invalid filter '%s=%s'", name, strings.Join(s.Values(name), ","))
+		return false, invalid("invalid filter '%s=%s'", name, s.Values(name))
 	}
 	return yes, nil
 }

@@ -36,6 +36,28 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestBool(t *testing.T) {
+	for in, want := range map[string]string{
+		`{}`:                            "true",
+		`{"d":["1"]}`:                   "true",
+		`{"d":["false"]}`:               "false",
+		`{"d":{"0":true,"false":true}}`: "false",
+		`{"d":[]}`:                      "invalid filter 'd'",
+		`{"d":{}}`:                      "invalid filter 'd'",
+		`{"d":["yes"]}`:                 "invalid filter 'd=[yes]'",
+		`{"d":["true","0"]}`:            "invalid filter 'd=[0 true]'",
+	} {
+		set, err := Parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := set.Bool("d", true)
+		if text := strconv.FormatBool(got); err == nil && text != want || err != nil && err.Error() != want {
+			t.Errorf("%s: %v, %v; want %s", in, got, err, want)
+		}
+	}
+}
+
 func TestMatch(t *testing.T) {
 	set, err := Parse(`{"name":["^web"],"id":["abc"],"label":["a","b=1"],"status":["running"]}`)
 	if err != nil {
