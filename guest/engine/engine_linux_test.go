@@ -302,6 +302,33 @@ func TestCrashOfTheEngine(t *testing.T) {
 	eventually(t, "nothing left behind", func() bool { return len(w.Leftovers()) == 0 })
 }
 
+// TestCrashWhileConnecting: what an engine had begun to connect or disconnect when it
+// crashed is as if it had not begun, or finished.
+func TestCrashWhileConnecting(t *testing.T) {
+	for _, connected := range []bool{false, true} { // before the crash, by the record
+		w := enginetest.New(t)
+		e := w.Engine()
+		id := create(t, e, "one", nil, "sleep")
+		start(t, e, id)
+		if connected {
+			if err := e.Connect(ctx, "other", id, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.Close()
+		if err := w.Connected(id, "other", !connected); err != nil {
+			t.Fatal(err)
+		}
+		e = w.Engine()
+		if err := e.Connect(ctx, "other", id, nil); err != nil {
+			t.Errorf("connected before: %v; after the crash: %v", connected, err)
+		}
+		if err := e.Disconnect(ctx, "other", id, false); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestCrashInTeardown: an exit is not lost when the engine crashes between taking
 // the container down and recording it, nor the count of a policy's restarts.
 func TestCrashInTeardown(t *testing.T) {

@@ -225,6 +225,7 @@ func (c *Container) takeUp(listed keeper.Entry) error {
 	if err := c.adopt(r, en); err != nil {
 		return err
 	}
+	c.agreeOnNetworks()
 	c.e.publishAgain(c.e.ctx, c)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -236,6 +237,33 @@ func (c *Container) takeUp(listed keeper.Entry) error {
 	}
 	c.watch(r)
 	return nil
+}
+
+// agreeOnNetworks finishes what an earlier engine had begun to connect or disconnect:
+// a connection that the record does not know is taken back, one that the networks do
+// not know is none. Where they know nothing of the container the record is believed.
+func (c *Container) agreeOnNetworks() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	on, recorded := map[string]bool{}, map[string]bool{}
+	for key := range c.rec.Endpoints {
+		name, _ := c.e.networkName(key, "")
+		recorded[name] = true
+	}
+	for _, ep := range c.e.opts.Networks.Endpoints(c.id) {
+		on[ep.NetworkName] = true
+		if !recorded[ep.NetworkName] {
+			if err := c.e.opts.Networks.Detach(c.e.ctx, c.id, ep.NetworkID); err != nil {
+				c.e.log.Error("a container stays on a network that it was to be connected to", "container", c.id, "network", ep.NetworkName, "error", err)
+			}
+		}
+	}
+	for key := range c.rec.Endpoints {
+		if name, _ := c.e.networkName(key, ""); len(on) > 0 && !on[name] {
+			c.leave(key)
+			c.save(true)
+		}
+	}
 }
 
 // executed says whether and when a task's program was executed: only then it is

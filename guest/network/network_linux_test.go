@@ -597,7 +597,7 @@ func TestStaticAddresses(t *testing.T) {
 			t.Errorf("got %v, want %s", ep.IPv4, want)
 		}
 	}
-	if _, err := m.Attach(ctx, AttachRequest{ContainerID: b.id, NetNS: b.path, Network: "n"}); !errdefs.IsResourceExhausted(err) {
+	if _, err := m.Attach(ctx, AttachRequest{ContainerID: b.id, NetNS: b.path, Network: "n"}); !errdefs.IsResourceExhausted(err) || !strings.HasPrefix(err.Error(), "no available IPv4 addresses on this network's address pools: n (") {
 		t.Errorf("a full network: %v", err)
 	}
 	if len(m.Endpoints(b.id)) != 0 {
@@ -987,6 +987,60 @@ func TestEngineRestart(t *testing.T) {
 }
 
 // A new boot finds only the definitions.
+// TestCrashWhileChanging: an engine that was killed while it attached or detached a
+// container leaves nothing of either.
+func TestCrashWhileChanging(t *testing.T) {
+	m := newMachine(t)
+	for _, name := range []string{"one", "two"} {
+		_, err := m.Create(ctx, Config{Name: name})
+		m.must(err)
+	}
+	a := m.container("a", "one", "two")
+	serve(t, a.ns, 80)
+	m.must(m.Publish(ctx, a.id, []Port{{Proto: "tcp", HostPort: 8080, ContainerPort: 80}}))
+	eps := m.Endpoints(a.id)
+	root, err := link.Dial()
+	m.must(err)
+	defer root.Close()
+
+	m.must(m.Close())
+	m.must(root.Delete(eps[0].Device)) // detached, but not written down
+	bridge, err := root.ByName(m.bridge("two"))
+	m.must(err)
+	ns, err := link.OpenNS(a.path)
+	m.must(err)
+	defer ns.Close()
+	m.must(root.AddVeth(link.VethSpec{Name: "vethhalf", Bridge: bridge.Index, PeerName: "eth7", PeerMAC: link.MAC(addr("172.19.0.9")), PeerNS: ns, MTU: 1500}))
+	m.open()
+	m.must(m.Restore(ctx, func(string) bool { return true }))
+
+	if left := m.Endpoints(a.id); len(left) != 1 || left[0].ID != eps[1].ID {
+		t.Errorf("endpoints: %v", left)
+	}
+	if _, err := root.ByName("vethhalf"); !link.IsNotExist(err) {
+		t.Errorf("an interface that no endpoint has: %v", err)
+	}
+	if _, err := dial(nil, "tcp", "127.0.0.1:8080"); err != nil {
+		t.Errorf("the port that was published by the network it is on no more: %v", err)
+	}
+	serve(t, m.outside, 80)
+	if _, err := dial(a.ns, "tcp", "192.0.2.1:80"); err != nil {
+		t.Errorf("the way out: %v", err)
+	}
+	m.must(m.Remove(ctx, "one"))
+	a.attach(AttachRequest{Network: Bridge})
+	if got := len(m.Endpoints(a.id)); got != 2 {
+		t.Errorf("%d endpoints after another", got)
+	}
+}
+
+// bridge is the name of a network's.
+func (m *machine) bridge(network string) string {
+	n, err := m.Get(network)
+	m.must(err)
+	return n.Device
+}
+
 func TestDefinitionsSurviveTheMachine(t *testing.T) {
 	m := newMachine(t)
 	n, err := m.Create(ctx, Config{Name: "one", Labels: map[string]string{"a": "b"}, Options: map[string]string{OptionMTU: "1300"}})

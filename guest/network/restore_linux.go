@@ -43,8 +43,50 @@ func (m *Manager) Restore(ctx context.Context, keep func(containerID string) boo
 		m.sweepNamespaces(keep),
 		m.sweepLinks(),
 		m.restoreRules(),
+		m.finishDetaching(),
 		m.restoreDNS(),
 	)
+}
+
+// finishDetaching takes endpoints whose interface is gone off their containers: an
+// earlier Manager had begun to.
+func (m *Manager) finishDetaching() error {
+	links, err := m.root.List()
+	if err != nil {
+		return fmt.Errorf("cannot list interfaces: %w", err)
+	}
+	there := map[string]bool{"": true} // endpoints without an end in the machine
+	for _, l := range links {
+		there[l.Name] = true
+	}
+	var half []*sandbox
+	m.mu.Lock()
+	for _, sb := range m.sandboxes {
+		var kept []Endpoint
+		for _, ep := range sb.endpoints {
+			n := m.networks[ep.NetworkID]
+			switch {
+			case there[ep.Device]:
+				kept = append(kept, ep)
+			case n != nil:
+				n.using--
+				n.release(ep)
+			}
+		}
+		if len(kept) < len(sb.endpoints) {
+			sb.endpoints = kept
+			half = append(half, sb)
+		}
+	}
+	m.mu.Unlock()
+	var errs []error
+	for _, sb := range half {
+		m.log.Warn("a container's way off a network is finished", "container", sb.id)
+		sb.op.Lock()
+		errs = append(errs, m.settle(sb))
+		m.unlock(sb)
+	}
+	return errors.Join(errs...)
 }
 
 func exists(path string) bool {

@@ -264,10 +264,11 @@ func checkAttach(n Network, have []Endpoint, req AttachRequest) error {
 func (n *network) allocate(ep *Endpoint, req AttachRequest) error {
 	for _, f := range []struct {
 		want   netip.Addr
+		family string
 		v6     bool
 		prefix *netip.Prefix
 		gw     *netip.Addr
-	}{{req.IPv4, false, &ep.IPv4, &ep.Gateway4}, {req.IPv6, true, &ep.IPv6, &ep.Gateway6}} {
+	}{{req.IPv4, "IPv4", false, &ep.IPv4, &ep.Gateway4}, {req.IPv6, "IPv6", true, &ep.IPv6, &ep.Gateway6}} {
 		pool := n.pool(f.v6)
 		if f.want.IsValid() {
 			pool = n.poolOf(f.want)
@@ -285,7 +286,8 @@ func (n *network) allocate(ep *Endpoint, req AttachRequest) error {
 			if errors.Is(err, ipam.ErrTaken) {
 				return forbidden("Address already in use")
 			}
-			return errdefs.ErrResourceExhausted.WithMessage("no available IPv4 addresses on this network's address pools: " + n.def.Name)
+			return errdefs.ErrResourceExhausted.WithMessage(fmt.Sprintf("no available %s addresses on this network's address pools: %s (%s)",
+				f.family, n.def.Name, n.def.ID))
 		}
 		*f.prefix = pool.Prefix(a)
 		if !n.def.isolated() && !n.def.direct() {

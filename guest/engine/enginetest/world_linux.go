@@ -564,14 +564,36 @@ func (n networks) Attach(_ context.Context, req network.AttachRequest) (network.
 	}
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
+	if slices.ContainsFunc(n.w.nets[req.ContainerID], func(ep network.Endpoint) bool { return ep.NetworkName == req.Network }) {
+		return network.Endpoint{}, errdefs.ErrPermissionDenied.WithMessage("endpoint already exists in network " + req.Network)
+	}
 	n.w.lastIP++
-	ep := network.Endpoint{ID: "ep", NetworkName: req.Network, ContainerID: req.ContainerID,
+	ep := network.Endpoint{ID: "ep", NetworkID: digest.FromString(req.Network).Encoded(), NetworkName: req.Network, ContainerID: req.ContainerID,
 		IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 17, 0, n.w.lastIP}), 16)}
 	n.w.nets[req.ContainerID] = append(n.w.nets[req.ContainerID], ep)
 	return ep, nil
 }
 
-func (n networks) Detach(_ context.Context, id, name string) error { return nil }
+func (n networks) Detach(_ context.Context, id, name string) error {
+	found, err := n.Get(name)
+	if err != nil {
+		return err
+	}
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.nets[id] = slices.DeleteFunc(n.w.nets[id], func(ep network.Endpoint) bool { return ep.NetworkName == found.Name })
+	return nil
+}
+
+// Connected puts a container on a network, or takes it off, without its engine's
+// knowing: a crash came in between.
+func (w *World) Connected(id, name string, on bool) error {
+	if on {
+		_, err := networks{w}.Attach(context.Background(), network.AttachRequest{ContainerID: id, Network: name})
+		return err
+	}
+	return networks{w}.Detach(context.Background(), id, name)
+}
 
 func (n networks) Release(_ context.Context, id string) error {
 	n.w.mu.Lock()
