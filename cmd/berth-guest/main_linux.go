@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -49,6 +50,7 @@ func main() {
 	// The machine's memory belongs to containers: collect early. The heap is a few
 	// MB, so that costs little.
 	debug.SetGCPercent(50)
+	runtime.MemProfileRate = 0 // nobody asks for a profile, whose samples are kept for ever
 
 	if err := monitor.Relax(); err != nil {
 		cfg.log.Warn("containers will start slower", "error", err)

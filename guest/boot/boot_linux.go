@@ -30,6 +30,10 @@ const (
 	dataSerial = "berth-data"
 )
 
+// bootSettles is how long after the boot its memory goes back to the kernel: not
+// while somebody waits for the first container.
+const bootSettles = 10 * time.Second
+
 // machine is PID 1's state. Its parts guard themselves.
 type machine struct {
 	version string
@@ -66,6 +70,7 @@ func Run(version string) {
 	// What lives is a few hundred kilobytes. The runtime collects at the earliest
 	// when the heap has this share of 4 MiB: the garbage of 150 containers.
 	debug.SetGCPercent(25)
+	time.AfterFunc(bootSettles, debug.FreeOSMemory)
 	how, grace := m.serve()
 	m.shutdown(how, grace)
 }

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/settings"
+	"github.com/berthvm/berth/guest/ident"
 )
 
 // defaultStop is how long a stop waits before it kills, in seconds.
@@ -35,7 +35,8 @@ type CreateOptions struct {
 	FlatReadOnly bool
 }
 
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+// validName reports whether a container can be called so.
+func validName(name string) bool { return ident.Name(name, 2, len(name)) }
 
 func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
@@ -159,7 +160,7 @@ func (e *Engine) create(ctx context.Context, rec *record.Record, o CreateOptions
 // reserve takes a name for a container that is being made.
 func (e *Engine) reserve(rec *record.Record, name string) (*Container, error) {
 	name = strings.TrimPrefix(name, "/")
-	if name != "" && !namePattern.MatchString(name) {
+	if name != "" && !validName(name) {
 		return nil, invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	e.mu.Lock()

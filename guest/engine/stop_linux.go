@@ -445,7 +445,7 @@ func (e *Engine) Rename(ctx context.Context, name, newName string) error {
 	if old == newName {
 		return invalid("Renaming a container with the same name as its current name")
 	}
-	if !namePattern.MatchString(newName) {
+	if !validName(newName) {
 		return invalid("Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", newName)
 	}
 	e.mu.Lock()

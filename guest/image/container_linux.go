@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berthvm/berth/guest/ident"
 	"github.com/berthvm/berth/guest/image/rootfs"
 )
 
@@ -30,8 +30,6 @@ const (
 	// manifest's digest follows.
 	usedPrefix = "used-"
 )
-
-var keyPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // rootfsTable is what the store knows of containers' roots. What is on the disk
 // is a directory for each, in which a symbolic link, made last, holds what there
@@ -53,7 +51,7 @@ type rootfsTable struct {
 // container. RemoveRootfs undoes it.
 func (s *Store) Prepare(ctx context.Context, key, refOrID string, opts PrepareOptions) (Rootfs, error) {
 	ctx = s.ctx(ctx)
-	if !keyPattern.MatchString(key) {
+	if !ident.Name(key, 1, 128) {
 		return Rootfs{}, fail(errdefs.ErrInvalidArgument, "root filesystem %q: bad name", key)
 	}
 	img, err := s.GetPlatform(ctx, refOrID, opts.Platform)
@@ -352,7 +350,7 @@ func (s *Store) RootfsKeys() []string {
 // The key is free at once; the files go in the background, or with the next Open.
 // Removing what is not there is no error.
 func (s *Store) RemoveRootfs(_ context.Context, key string) error {
-	if !keyPattern.MatchString(key) {
+	if !ident.Name(key, 1, 128) {
 		return fail(errdefs.ErrInvalidArgument, "root filesystem %q: bad name", key)
 	}
 	s.rootfs.mu.Lock()

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"regexp"
 	"sort"
 	"strings"
 
@@ -11,16 +10,13 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/ident"
 )
 
 // danglingPrefix starts the database's names of images without names; the
 // target's digest follows.
 const danglingPrefix = "dangling@"
-
-var (
-	idPattern  = regexp.MustCompile(`^[a-f0-9]{4,64}$`)
-	hexPattern = regexp.MustCompile(`^[a-f0-9]{64}$`)
-)
 
 // parseRef reads a reference as users write it; one without tag and digest gets
 // the tag latest.
@@ -85,7 +81,7 @@ func (s *Store) records(ctx context.Context) ([]record, error) {
 func (s *Store) find(ctx context.Context, refOrID string) (r record, matched string, err error) {
 	notFound := func() error {
 		shown := refOrID
-		if named, err := parseRef(refOrID); err == nil && !hexPattern.MatchString(refOrID) {
+		if named, err := parseRef(refOrID); err == nil && !ident.Hex(refOrID, 64, 64) {
 			shown = reference.FamiliarString(named)
 		}
 		return fail(errdefs.ErrNotFound, "No such image: %s", shown) //nolint:staticcheck // docker's words
@@ -97,7 +93,7 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 	if d, err := digest.Parse(refOrID); err == nil {
 		return byDigest(records, d, notFound)
 	}
-	if hexPattern.MatchString(refOrID) {
+	if ident.Hex(refOrID, 64, 64) {
 		return byDigest(records, digest.NewDigestFromEncoded(digest.SHA256, refOrID), notFound)
 	}
 	named, refErr := parseRef(refOrID)
@@ -106,7 +102,7 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 			return r, matched, nil
 		}
 	}
-	if !idPattern.MatchString(refOrID) {
+	if !ident.Hex(refOrID, 4, 64) {
 		if refErr != nil {
 			return record{}, "", refErr
 		}
@@ -245,7 +241,7 @@ func (s *Store) Tag(ctx context.Context, refOrID, newRef string) (Image, error) 
 	}
 	if name := reference.FamiliarName(named); name == string(digest.Canonical) {
 		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create an ambiguous tag using digest algorithm as name")
-	} else if hexPattern.MatchString(name) {
+	} else if ident.Hex(name, 64, 64) {
 		return Image{}, fail(errdefs.ErrInvalidArgument, "refusing to create a name that looks like an ID")
 	}
 	r, _, err := s.find(ctx, refOrID)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,12 +12,13 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berthvm/berth/guest/ident"
 	"github.com/berthvm/berth/guest/network/internal/ipam"
 )
 
-// ifName is what the kernel accepts as an interface's name, and docker as a
+// ifName reports whether the kernel accepts an interface's name, and docker a
 // bridge's.
-var ifName = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,15}$`)
+func ifName(s string) bool { return s != "" && len(s) <= 15 && ident.Plain(s, "_.-") }
 
 func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
@@ -133,7 +133,7 @@ func (n *Network) applyOptions() error {
 		return err
 	}
 	if name, ok := n.Options[OptionBridgeName]; ok && n.Driver == DriverBridge {
-		if !ifName.MatchString(name) || name == "." || name == ".." {
+		if !ifName(name) || name == "." || name == ".." {
 			return invalid("invalid bridge name %q: at most 15 letters, digits and . _ -", name)
 		}
 		n.Device = name
@@ -150,7 +150,7 @@ func (n *Network) applyOptions() error {
 		}
 		n.MTU = mtu
 	}
-	if p, ok := n.Options[OptionIfPrefix]; ok && (!ifName.MatchString(p) || len(p) > 12) {
+	if p, ok := n.Options[OptionIfPrefix]; ok && (!ifName(p) || len(p) > 12) {
 		return invalid("invalid interface prefix %q", p)
 	}
 	for _, o := range []string{OptionICC, OptionMasquerade, OptionInhibit4} {
@@ -166,7 +166,7 @@ func (n *Network) applyOptions() error {
 		}
 	}
 	for _, name := range n.trusted() {
-		if !ifName.MatchString(name) {
+		if !ifName(name) {
 			return invalid("invalid interface name %q in %s: at most 15 letters, digits and . _ -", name, OptionTrusted)
 		}
 	}

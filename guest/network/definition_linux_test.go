@@ -41,7 +41,7 @@ func FuzzDefine(f *testing.F) {
 				}
 			}
 		}
-		if n.Device != "" && !ifName.MatchString(n.Device) || n.Parent != "" && !ifName.MatchString(n.Parent) {
+		if n.Device != "" && !ifName(n.Device) || n.Parent != "" && !ifName(n.Parent) {
 			t.Errorf("interfaces %q and %q", n.Device, n.Parent)
 		}
 		m := &Manager{networks: map[string]*network{}}

@@ -46,7 +46,7 @@ func CheckEndpointOptions(options map[string]string) error {
 	if _, err := parseSysctls(options[OptionSysctls]); err != nil {
 		return err
 	}
-	if name, ok := options[OptionIfname]; ok && (!ifName.MatchString(name) || name == "." || name == ".." || name == "lo" || name == "all" || name == "default") {
+	if name, ok := options[OptionIfname]; ok && (!ifName(name) || name == "." || name == ".." || name == "lo" || name == "all" || name == "default") {
 		return invalid("invalid interface name %q: at most 15 letters, digits and . _ -", name)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berthvm/berth/guest/ident"
 	"github.com/berthvm/berth/guest/network/internal/firewall"
 	"github.com/berthvm/berth/guest/network/internal/link"
 )
@@ -210,13 +211,5 @@ func (m *Manager) nsPath(id string) (string, error) {
 
 // validID guards the file names that are made of IDs.
 func validID(id string) bool {
-	if id == "" || len(id) > 128 || id[0] == '.' {
-		return false
-	}
-	for _, r := range id {
-		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.' {
-			return false
-		}
-	}
-	return true
+	return id != "" && len(id) <= 128 && id[0] != '.' && ident.Plain(id, "_.-")
 }

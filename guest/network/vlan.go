@@ -85,7 +85,7 @@ func (n *Network) applyParent() error {
 		return nil
 	case parent == "lo":
 		return invalid("loopback interface is not a valid %s parent link", n.Driver)
-	case !ifName.MatchString(parent):
+	case !ifName(parent):
 		return invalid("invalid parent interface %q: at most 15 letters, digits and . _ -", parent)
 	}
 	n.Parent = parent

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthvm/berth/guest/ident"
 )
 
 // AnonymousLabel marks volumes that nobody named.
@@ -51,8 +52,6 @@ type Store struct {
 	holders map[string]map[string]bool
 	busy    map[string]chan struct{} // volumes that are being mounted or unmounted; closed after that
 }
-
-var pattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,}$`)
 
 // Open opens the store in dir, which is made when it is missing.
 func Open(dir string) (*Store, error) {
@@ -99,7 +98,7 @@ func (s *Store) create(_ context.Context, name, driver string, options, labels m
 	if len(v.Name) == 1 {
 		return Volume{}, false, invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", name)
 	}
-	if !pattern.MatchString(v.Name) || len(v.Name) > 255 {
+	if !ident.Name(v.Name, 2, 255) {
 		return Volume{}, false, invalid("create %s: %q includes invalid characters for a local volume name, only "+
 			"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
 	}
@@ -192,7 +191,7 @@ func (s *Store) Get(name string) (Volume, error) {
 }
 
 func (s *Store) get(name string) (Volume, error) {
-	if !pattern.MatchString(name) {
+	if !ident.Name(name, 2, 255) {
 		return Volume{}, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
 	}
 	v, err := s.read(name)

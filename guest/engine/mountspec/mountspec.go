@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,9 +16,8 @@ import (
 
 	"github.com/berthvm/berth/guest/engine/hostpath"
 	"github.com/berthvm/berth/guest/engine/record"
+	"github.com/berthvm/berth/guest/ident"
 )
-
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
@@ -152,7 +150,7 @@ func parseBind(spec, driver string) (record.Mount, error) {
 
 // checkName refuses what no volume is called; anonymous ones have no name yet.
 func checkName(name string) error {
-	if name != "" && !namePattern.MatchString(name) {
+	if name != "" && !ident.Name(name, 2, len(name)) {
 		return invalid("create %s: %q includes invalid characters for a local volume name, only "+
 			"\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
 	}

@@ -12,13 +12,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/ident"
 )
 
 // Schema is the version of what lies on disk. A store of a later version is
@@ -90,8 +91,6 @@ type dockerHealth = container.Health
 
 // Healthcheck is the image spec's type, under the name the API uses.
 type Healthcheck = dockerspec.HealthcheckConfig
-
-var idPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // NewID returns a new container ID: 64 hex digits, of which the first 12 are
 // not all decimal, so that no short ID looks like a number.
@@ -200,7 +199,7 @@ func (s *Store) Load() (records []*Record, broken []string, err error) {
 		return nil, nil, fmt.Errorf("read the container store: %w", err)
 	}
 	for _, e := range entries {
-		if !idPattern.MatchString(e.Name()) {
+		if !ident.Hex(e.Name(), 64, 64) {
 			continue
 		}
 		r, err := s.read(e.Name())
