@@ -21,6 +21,10 @@ const (
 	maxMessage = 1<<20 + 4096
 
 	headerLen = 40 // struct fuse_in_header, whose first field is the length
+
+	// reused is from how many bytes on a buffer is used again, by what reads and
+	// writes files: a fresh one costs more than all else that is done here.
+	reused = 32 << 10
 )
 
 // Device is one shared folder's device. It serves one front-end, once.
@@ -30,6 +34,10 @@ type Device struct {
 	log    *slog.Logger
 
 	work sync.WaitGroup // every goroutine that may call the server
+
+	// buffers are *[maxMessage]byte. They hold only what this folder's guest has
+	// seen: it gets no more of one than the server has written.
+	buffers sync.Pool
 
 	mu       sync.Mutex // guards what follows; taken before a queue's lock
 	session  *session
@@ -155,16 +163,36 @@ func (d *Device) start(r *request) {
 		r.queue.Push(&r.chain, 0)
 		return
 	}
-	r.in = make([]byte, readable)
-	r.out = make([]byte, min(writable, maxMessage))
+	r.in = d.buffer(readable)
 	if n := r.chain.Read(r.in); n < len(r.in) {
+		d.free(r.in)
 		r.queue.Push(&r.chain, 0)
 		return
 	}
+	r.out = d.buffer(min(writable, maxMessage))
 	d.inFlight++
 	d.memory += len(r.in) + len(r.out)
 	r.session.requests.Add(1)
 	d.work.Go(func() { d.serve(r) })
+}
+
+// buffer returns n bytes, at most maxMessage, for a request or a reply.
+func (d *Device) buffer(n uint64) []byte {
+	if n < reused {
+		return make([]byte, n)
+	}
+	b, ok := d.buffers.Get().(*[maxMessage]byte)
+	if !ok {
+		b = new([maxMessage]byte)
+	}
+	return b[:n]
+}
+
+// free takes a buffer back.
+func (d *Device) free(b []byte) {
+	if cap(b) == maxMessage {
+		d.buffers.Put((*[maxMessage]byte)(b[:maxMessage]))
+	}
 }
 
 // serve answers a request and makes room for those that wait.
@@ -177,10 +205,13 @@ func (d *Device) serve(r *request) {
 		r.queue.Push(&r.chain, uint32(written))
 		r.queue.End()
 	}
+	size := len(r.in) + len(r.out)
+	d.free(r.in)
+	d.free(r.out)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.inFlight--
-	d.memory -= len(r.in) + len(r.out)
+	d.memory -= size
 	waiting := d.waiting
 	d.waiting = nil
 	for _, q := range waiting {
