@@ -1041,6 +1041,45 @@ func (m *machine) bridge(network string) string {
 	return n.Device
 }
 
+// TestMany: as many networks and ports as somebody may use at once, across an engine's
+// end, too.
+func TestMany(t *testing.T) {
+	m := newMachine(t)
+	const networks, ports = 60, 1500
+	c := m.container("c")
+	for i := range networks {
+		_, err := m.Create(ctx, Config{Name: fmt.Sprintf("n%d", i), Subnets: []Subnet{{Subnet: pfx(fmt.Sprintf("10.7.%d.0/24", i))}}})
+		m.must(err)
+		c.attach(AttachRequest{Network: fmt.Sprintf("n%d", i)})
+	}
+	serve(t, c.ns, 80)
+	var published []Port
+	for i := range ports {
+		published = append(published, Port{Proto: "tcp", HostPort: uint16(20000 + i), ContainerPort: 80})
+	}
+	m.must(m.Publish(ctx, c.id, published))
+	check := func(when string) {
+		t.Helper()
+		for _, port := range []int{20000, 20000 + ports - 1} {
+			if _, err := dial(nil, "tcp", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
+				t.Errorf("%s: port %d: %v", when, port, err)
+			}
+		}
+		if got := len(m.elements()); got != networks {
+			t.Errorf("%s: %d bridges in the firewall, want %d", when, got, networks)
+		}
+	}
+	check("published")
+	m.must(m.Close())
+	m.open()
+	m.must(m.Restore(ctx, func(string) bool { return true }))
+	check("after a restart")
+	m.must(m.Publish(ctx, c.id, nil))
+	if _, err := dial(nil, "tcp", "127.0.0.1:20000"); err == nil {
+		t.Error("a port is published that was withdrawn")
+	}
+}
+
 func TestDefinitionsSurviveTheMachine(t *testing.T) {
 	m := newMachine(t)
 	n, err := m.Create(ctx, Config{Name: "one", Labels: map[string]string{"a": "b"}, Options: map[string]string{OptionMTU: "1300"}})

@@ -3,6 +3,7 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -118,12 +119,14 @@ func (f *Firewall) replace() error {
 			return err
 		}
 		addChains(f.conn, f.table, f.sets, f.self)
+		var all []element
 		for _, b := range f.bridges {
-			f.each(bridgeElements(f.sets, b), f.conn.SetAddElements)
+			all = append(all, bridgeElements(f.sets, b)...)
 		}
 		for fw := range f.forwards {
-			f.each(forwardElements(f.sets, fw), f.conn.SetAddElements)
+			all = append(all, forwardElements(f.sets, fw)...)
 		}
+		f.each(all, f.conn.SetAddElements)
 	}
 	if err := f.conn.Flush(); err != nil {
 		f.made = false
@@ -184,12 +187,8 @@ func (f *Firewall) Swap(remove, add []Forward) error {
 	if !f.made || len(gone)+len(fresh) == 0 {
 		return nil
 	}
-	for _, fw := range gone {
-		f.each(forwardElements(f.sets, fw), f.conn.SetDeleteElements)
-	}
-	for _, fw := range fresh {
-		f.each(forwardElements(f.sets, fw), f.conn.SetAddElements)
-	}
+	f.each(allForwards(f.sets, gone), f.conn.SetDeleteElements)
+	f.each(allForwards(f.sets, fresh), f.conn.SetAddElements)
 	if err := f.conn.Flush(); err != nil {
 		for _, fw := range fresh {
 			delete(f.forwards, fw)
@@ -200,6 +199,13 @@ func (f *Firewall) Swap(remove, add []Forward) error {
 		return fmt.Errorf("cannot change published ports: %w", err)
 	}
 	return nil
+}
+
+func allForwards(s sets, forwards []Forward) (all []element) {
+	for _, fw := range forwards {
+		all = append(all, forwardElements(s, fw)...)
+	}
+	return all
 }
 
 type element struct {
@@ -216,12 +222,28 @@ func (f *Firewall) change(els []element, op func(*nftables.Set, []nftables.SetEl
 	return nil
 }
 
-// each queues one operation. The operations can only fail on anonymous sets and
-// on elements too large for netlink, which ours are not.
+// perMessage is how many elements go into one message: enough that a transaction has
+// few, as the kernel answers each before anybody reads the answers, and the socket
+// holds some hundreds of them; and no more than fit.
+const perMessage = 256
+
+// each queues operations on elements, in their order for each set. The operations can
+// only fail on anonymous sets and on elements too large for netlink, which ours are
+// not.
 func (f *Firewall) each(els []element, op func(*nftables.Set, []nftables.SetElement) error) {
+	var sets []*nftables.Set
+	of := map[*nftables.Set][]nftables.SetElement{}
 	for _, e := range els {
-		if err := op(e.set, []nftables.SetElement{e.el}); err != nil {
-			panic("firewall: " + err.Error())
+		if of[e.set] == nil {
+			sets = append(sets, e.set)
+		}
+		of[e.set] = append(of[e.set], e.el)
+	}
+	for _, set := range sets {
+		for some := range slices.Chunk(of[set], perMessage) {
+			if err := op(set, some); err != nil {
+				panic("firewall: " + err.Error())
+			}
 		}
 	}
 }
