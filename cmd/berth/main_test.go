@@ -1,5 +1,3 @@
-//go:build !windows
-
 package main
 
 import (
@@ -84,16 +82,21 @@ func fake() wiring {
 	}}
 	w.guest = func(o *daemon.Options) {
 		reachGuest(o)
+		o.Listen = listenHere
 		o.Network = func(context.Context) (daemon.Network, error) { return fakeguest.Network{}, nil }
 	}
 	return w
 }
 
-// TestScripts runs testdata/*.txtar: the program as a user meets it, but for the
-// virtual machine.
+// TestScripts runs testdata/*.txtar, or testdata/windows/*.txtar there: the program as a
+// user meets it, but for the virtual machine.
 func TestScripts(t *testing.T) {
+	dir := "testdata"
+	if runtime.GOOS == "windows" {
+		dir = filepath.Join(dir, "windows")
+	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Dir: dir,
 		Setup: func(e *testscript.Env) error {
 			home := filepath.Join(e.WorkDir, "home")
 			image := filepath.Join(e.WorkDir, "image")
@@ -107,6 +110,9 @@ func TestScripts(t *testing.T) {
 					return err
 				}
 			}
+			if runtime.GOOS == "windows" { // testscript's has no drive
+				e.Setenv("USERPROFILE", e.WorkDir)
+			}
 			e.Setenv("BERTH_HOME", home)
 			e.Setenv("BERTH_IMAGE", image)
 			e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, "docker"))
@@ -118,6 +124,7 @@ func TestScripts(t *testing.T) {
 			"killdaemon": killDaemon,
 			"gone":       gone,
 			"inphase":    inPhase,
+			"crlf":       crlf,
 		},
 	})
 }
@@ -142,18 +149,33 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// crlf FROM TO: copies a file with the ends of lines that Windows has.
+func crlf(ts *testscript.TestScript, _ bool, args []string) {
+	text := strings.ReplaceAll(ts.ReadFile(args[0]), "\n", "\r\n")
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
+}
+
 // killdaemon: the machine's daemon gets no chance.
 func killDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(ts.Exec("berth", "status", "--format", "json"))
 	var s api.Status
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &s))
-	ts.Check(syscall.Kill(s.PID, syscall.SIGKILL))
+	ts.Check(kill(s.PID))
 	for range 1000 { // it takes the kernel a moment
 		if leftovers(ts.MkAbs(ts.Getenv("BERTH_HOME"))) != "default has a daemon" {
 			return
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// kill ends a process at once.
+func kill(pid int) error {
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return err
+	}
+	return p.Kill()
 }
 
 // inphase NAME: waits until the machine starts and is in the phase.
@@ -215,7 +237,7 @@ func cleanUp(t *testing.T, root string) {
 			t.Fatal(err)
 		}
 		if s := m.LastState(); s.PID > 0 {
-			syscall.Kill(s.PID, syscall.SIGKILL)
+			kill(s.PID)
 		}
 		os.RemoveAll(m.SocketDir)
 	}

@@ -244,7 +244,7 @@ func (g *guest) obey(ctx context.Context) vmfake.Exit {
 
 // serve starts the engine's and the SSH server.
 func (g *guest) serve(ctx context.Context, w wire.Welcome) error {
-	for port, handler := range map[uint32]http.Handler{wire.PortDocker: dockerAPI(w, g.Containers), wire.PortControl: control()} {
+	for port, handler := range map[uint32]http.Handler{wire.PortDocker: dockerAPI(w, g.Containers, g.hw.Console()), wire.PortControl: control()} {
 		l, err := g.hw.Listen(port)
 		if err != nil {
 			return err
@@ -289,7 +289,8 @@ func control() http.Handler {
 	return mux
 }
 
-func dockerAPI(w wire.Welcome, containers *Containers) http.Handler {
+// dockerAPI is the engine's. What a container is to be made of goes to the console.
+func dockerAPI(w wire.Welcome, containers *Containers, console io.Writer) http.Handler {
 	version := answer(map[string]any{
 		"Platform": map[string]string{"Name": "Berth " + w.Machine.Version}, "Version": "fake", "ApiVersion": "1.54", "MinAPIVersion": "1.44",
 		"Os": "linux", "Arch": runtime.GOARCH, "KernelVersion": "6.12.0-fake",
@@ -299,12 +300,18 @@ func dockerAPI(w wire.Welcome, containers *Containers) http.Handler {
 		},
 	})
 	list := answer([]any{})
+	created := answer(map[string]any{"Id": "created", "Warnings": []string{}})
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Api-Version", "1.54")
 		rw.Header().Set("Ostype", "linux")
 		switch path := r.URL.Path; {
 		case path == "/_ping":
 			io.WriteString(rw, "OK")
+		case strings.HasSuffix(path, "/containers/create"):
+			body, _ := io.ReadAll(r.Body)
+			fmt.Fprintf(console, "fake guest: create %s\n", body)
+			rw.WriteHeader(http.StatusCreated)
+			created(rw, r)
 		case containers.serve(rw, r):
 		case strings.HasSuffix(path, "/version"):
 			version(rw, r)

@@ -1,0 +1,7 @@
+//go:build !windows
+
+package main
+
+import "github.com/berthvm/berth/host/forward"
+
+var listenHere = forward.Listen
