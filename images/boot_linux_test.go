@@ -270,8 +270,8 @@ type guest struct {
 	notes []wire.Note
 }
 
-// start boots a machine and says nothing to it.
-func start(t testing.TB, image *images.Image, disk string) *guest {
+// start boots a machine, with changes to what is usual, and says nothing to it.
+func start(t testing.TB, image *images.Image, disk string, changes ...func(*vm.Config)) *guest {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
@@ -281,7 +281,7 @@ func start(t testing.TB, image *images.Image, disk string) *guest {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	g := &guest{t: t, version: "test", ctx: ctx, console: &console{}}
-	g.machine, err = qemu.New(qemu.Options{Arch: image.Manifest.Arch}).New(ctx, vm.Config{
+	cfg := vm.Config{
 		Name: "boot", CPUs: 1, MemoryMiB: 512,
 		Kernel: image.Kernel, Initrd: image.Initrd, Cmdline: image.Cmdline,
 		Disks: []vm.Disk{
@@ -290,7 +290,11 @@ func start(t testing.TB, image *images.Image, disk string) *guest {
 		},
 		Network: cable{},
 		Console: g.console,
-	}, dir)
+	}
+	for _, change := range changes {
+		change(&cfg)
+	}
+	g.machine, err = qemu.New(qemu.Options{Arch: image.Manifest.Arch}).New(ctx, cfg, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

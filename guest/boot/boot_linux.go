@@ -161,13 +161,28 @@ func (m *machine) startEngine() error {
 		}
 		m.mountShares(serves)
 		if m.hw.rosetta {
-			err := m.phases.run("rosetta", func() error { return errors.Join(loadCore(serves, "virtiofs"), useRosetta()) })
-			if err != nil {
-				m.log.Warn("programs for amd64 are not run by Rosetta", "err", err)
-			}
+			m.takeRosetta(serves)
 		}
 	}()
 	return err
+}
+
+// takeRosetta has Rosetta run programs for amd64, where the host's user has installed
+// it. Elsewhere they are emulated.
+func (m *machine) takeRosetta(hurry <-chan struct{}) {
+	err := m.phases.run("rosetta", func() error {
+		if err := loadCore(hurry, "virtiofs"); err != nil {
+			return err
+		}
+		there, err := useRosetta()
+		if err == nil && !there {
+			m.log.Info("the host has no Rosetta: programs for amd64 are emulated")
+		}
+		return err
+	})
+	if err != nil {
+		m.log.Warn("programs for amd64 are not run by Rosetta", "err", err)
+	}
 }
 
 // mountShares mounts the host's folders. A machine without them is better than

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -13,13 +14,17 @@ import (
 const rosettaDir = runDir + "/rosetta"
 
 // useRosetta mounts the folder that the host's driver has attached, and has the
-// kernel know what it is for.
-func useRosetta() error {
+// kernel know what it is for. It reports whether there is one.
+func useRosetta() (bool, error) {
 	if err := os.MkdirAll(rosettaDir, 0o755); err != nil {
-		return err
+		return false, err
 	}
-	if err := unix.Mount(devices.RosettaTag, rosettaDir, "virtiofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
-		return fmt.Errorf("mount Rosetta's folder: %w", err)
+	err := unix.Mount(devices.RosettaTag, rosettaDir, "virtiofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, "")
+	switch {
+	case errors.Is(err, unix.EINVAL): // no device has the tag
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("mount Rosetta's folder: %w", err)
 	}
-	return binfmt.Register(binfmt.Rosetta(rosettaDir + "/rosetta"))
+	return true, binfmt.Register(binfmt.Rosetta(rosettaDir + "/rosetta"))
 }
