@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -179,6 +180,9 @@ func (a *app) remove(ctx context.Context, m machine.Machine) error {
 	}
 	if err := dockercontext.Open().Remove(m); err != nil {
 		fmt.Fprintln(a.err, "berth: warning:", err)
+	}
+	if runtime.GOOS == "windows" { // where nobody can remove a lock that is held, this one neither
+		lock.Unlock()
 	}
 	return m.Delete()
 }
