@@ -40,6 +40,9 @@ func (c *call) streamType(tty bool) string {
 type hijacked struct {
 	net.Conn
 	early []byte // what the client sent before
+	// began is when the answer's head was sent, for the first of what follows.
+	began time.Time
+	first sync.Once
 	// gone is called when the client has left, which is more than having no more
 	// input. watch joins what looks out for that.
 	gone  func()
@@ -62,6 +65,17 @@ func (h *hijacked) Read(p []byte) (int, error) {
 		h.gone()
 	}
 	return n, err
+}
+
+// headAlone is how long the head of an answer has to itself. Clients written in
+// Python lose output that they read together with it, and an engine that takes
+// longer to run a program never shows them any.
+const headAlone = 10 * time.Millisecond
+
+// Write writes output for the client.
+func (h *hijacked) Write(p []byte) (int, error) {
+	h.first.Do(func() { time.Sleep(headAlone - time.Since(h.began)) })
+	return h.Conn.Write(p)
 }
 
 // ignore reads and drops the input of a client from which none is wanted.
@@ -127,7 +141,7 @@ func (c *call) hijack(tty bool, gone func()) (*hijacked, error) {
 		conn.Close()
 		return nil, errBegun
 	}
-	return &hijacked{Conn: conn, early: early, gone: gone}, nil
+	return &hijacked{Conn: conn, early: early, gone: gone, began: time.Now()}, nil
 }
 
 // finish ends a hijacked stream so that the client gets everything: its own end
