@@ -98,7 +98,7 @@ func TestBuildCacheElsewhere(t *testing.T) {
 // the source of the next build's.
 func TestBuildCacheImage(t *testing.T) {
 	h := machine(t)
-	b := h.builders()[1]
+	b := h.builders(t)[1]
 	dir := buildContext(t, map[string]string{"Dockerfile": "FROM hello\nRUN cat /proc/sys/kernel/random/uuid > /u\nCMD [\"cat\", \"/u\"]\n"})
 	ref := suite.registry.image("e2e-cache-image:1")
 	b.ok(t, "build", "-t", ref, "--build-arg", "BUILDKIT_INLINE_CACHE=1", dir)

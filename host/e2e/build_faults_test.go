@@ -56,7 +56,7 @@ func TestBuildHugeDockerfile(t *testing.T) {
 		if err := os.Truncate(filepath.Join(dir, "Dockerfile"), size); err != nil {
 			t.Fatal(err)
 		}
-		h.builders()[1].fails(t, "exceeds maximum allowed size", "build", dir)
+		h.builders(t)[1].fails(t, "exceeds maximum allowed size", "build", dir)
 		h.berth().ok(t, "version")
 	}
 }

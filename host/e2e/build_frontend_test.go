@@ -27,7 +27,7 @@ func TestBuildSyntax(t *testing.T) {
 	missing := buildContext(t, map[string]string{"Dockerfile": "# syntax=" + suite.registry.image("e2e-frontend:none") + "\n" + body})
 	published := buildContext(t, map[string]string{"Dockerfile": "# syntax=docker/dockerfile:1\n" + body})
 	bad := buildContext(t, map[string]string{"Dockerfile": "# syntax=" + ref + "\nFROM hello\nRUNN x\n"})
-	for _, b := range append(h.builders(), func() (more []builder) {
+	for _, b := range append(h.builders(t), func() (more []builder) {
 		for _, c := range h.buildxes(t)[1:] {
 			c.pre = append(c.pre, "buildx")
 			more = append(more, builder{cli: c})

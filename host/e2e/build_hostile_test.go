@@ -138,7 +138,7 @@ CMD ["cat", "/seen"]
 		t.Errorf("a build wrote to the machine: %s", got)
 	}
 
-	for _, b := range h.builders() {
+	for _, b := range h.builders(t) {
 		b.fails(t, "network.host is not allowed", "build", buildIn(t, "FROM hello\nRUN --network=host true"))
 		b.ok(t, "build", "--network", "none", "--no-cache", buildIn(t, "FROM hello\nRUN ! ip -o link | grep -v lo:"))
 		// Docker's own builder lends the machine's network to clients that say so.

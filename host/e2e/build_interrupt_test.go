@@ -87,8 +87,6 @@ func TestBuildInterruptedAnywhere(t *testing.T) {
 	written := buildIn(t, "FROM hello\nRUN dd if=/dev/zero of=/zeros bs=1M count=400 2>&1")
 	unpushed := buildIn(t, "FROM hello\nRUN cat /proc/sys/kernel/random/uuid > /u")
 
-	classic, kit := h.builders()[2].cli, h.builders()[1].cli
-	clients := append(h.buildxes(t), kit, classic)
 	h.berth().ok(t, "build", "-q", buildIn(t, "FROM hello\nRUN true"))
 	before, _ := h.busy(t)
 	left := func(t *testing.T) {
@@ -102,16 +100,14 @@ func TestBuildInterruptedAnywhere(t *testing.T) {
 			t.Errorf("a build goes on: %s", got)
 		}
 	}
-	for _, c := range clients {
+	for _, c := range h.builders(t) {
 		c.env = append(c.env, "BUILDKIT_PROGRESS=plain")
-		build := []string{"build"}
-		if c.name == "docker buildx" {
-			build = []string{"buildx", "build"}
+		on := func(t *testing.T, args ...string) *terminal {
+			return c.onTerminal(t, append([]string{"build"}, args...)...)
 		}
-		on := func(t *testing.T, args ...string) *terminal { return c.onTerminal(t, append(build, args...)...) }
 		t.Run(c.name+"/context", func(t *testing.T) {
 			x := on(t, large)
-			if c.name == classic.name {
+			if c.classic {
 				x.shows(t, `Sending build context to Docker daemon +[\d.]+ *[MG]B`)
 			} else {
 				x.shows(t, `transferring context: [\d.]+[MG]B`)
@@ -119,7 +115,7 @@ func TestBuildInterruptedAnywhere(t *testing.T) {
 			x.interrupt(t)
 			left(t)
 		})
-		if c.name == classic.name {
+		if c.classic {
 			continue // it does not tell of what follows
 		}
 		t.Run(c.name+"/export", func(t *testing.T) {
@@ -129,7 +125,7 @@ func TestBuildInterruptedAnywhere(t *testing.T) {
 			left(t)
 			h.docker().fails(t, "No such image", "image", "inspect", "e2e-interrupted")
 		})
-		if c.name == kit.name {
+		if !c.buildx {
 			continue // it does not push
 		}
 		t.Run(c.name+"/push", func(t *testing.T) {

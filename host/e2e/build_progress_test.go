@@ -113,7 +113,7 @@ func TestBuildProgress(t *testing.T) {
 			}
 		})
 	}
-	kit := h.builders()[1]
+	kit := h.builders(t)[1]
 	kit.env = append(kit.env, "BUILDKIT_PROGRESS=auto")
 	if text, code := kit.onTerminal(t, "build", "--no-cache", "--target", "good", dir).end(); code != 0 || !strings.Contains(text, "FINISHED") || !strings.Contains(text, cursorUp) {
 		t.Errorf("%s ended with %d, and says\n%q", kit.name, code, text)
@@ -131,7 +131,7 @@ func (h *home) stepRuns(t testing.TB, mark string) {
 // TestBuildInterrupted: Ctrl-C on a terminal ends a build, with all that it runs.
 func TestBuildInterrupted(t *testing.T) {
 	h := machine(t)
-	kit := h.builders()[1].cli
+	kit := h.builders(t)[1].cli
 	builds := []struct {
 		c    cli
 		args []string

@@ -62,7 +62,7 @@ func TestRealBuilds(t *testing.T) {
 	for _, p := range realBuilds {
 		t.Run(p.name, func(t *testing.T) {
 			registry := testImages(t, p.images...)
-			for _, b := range h.builders()[:2] {
+			for _, b := range h.builders(t)[:2] {
 				t.Run(b.name, func(t *testing.T) {
 					c := b.cli
 					c.patience = long

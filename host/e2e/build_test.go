@@ -36,17 +36,23 @@ func buildContext(t testing.TB, files map[string]string) string {
 type builder struct {
 	cli
 	classic bool // the text and the errors of the classic builder
+	buildx  bool // it pushes, and adds to an image how it was made
 }
 
-// builders are the built-in client, which speaks BuildKit's own protocol, and
-// Debian's docker with BuildKit by /build and /session, and with the
-// classic builder's protocol.
-func (h *home) builders() []builder {
+// builders are the built-in client, which speaks BuildKit's own protocol, Debian's
+// docker with BuildKit by /build and /session, and with the classic builder's
+// protocol, and in the long suite buildx's own program as docker's builder.
+func (h *home) builders(t testing.TB) []builder {
+	t.Helper()
 	kit, classic := h.docker(), h.docker()
 	kit.name, classic.name = "docker-buildkit", "docker-classic"
 	kit.env = append(kit.env, "DOCKER_BUILDKIT=1", "BUILDKIT_PROGRESS=plain")
 	classic.env = append(classic.env, "DOCKER_BUILDKIT=0")
-	return []builder{{cli: h.berth()}, {cli: kit}, {cli: classic, classic: true}}
+	all := []builder{{cli: h.berth(), buildx: true}, {cli: kit}, {cli: classic, classic: true}}
+	for _, stock := range h.buildxes(t)[1:] {
+		all = append(all, builder{cli: stock, buildx: true})
+	}
+	return all
 }
 
 // TestBuild: what a Dockerfile says is what the image has, at once and by every way
@@ -77,7 +83,7 @@ CMD ["cat /copied; stat -c %u:%g /copied; cat /new/dir/links; ls /in/skipped.txt
 		"in/one.txt":     "one\n",
 		"in/skipped.txt": "skipped\n",
 	})
-	for _, b := range h.builders() {
+	for _, b := range h.builders(t) {
 		t.Run(b.name, func(t *testing.T) {
 			name := "e2e-build-" + b.name
 			r := b.exec("build", "-t", name, "--build-arg", "WORD=two", "--label", "l=v", dir)
@@ -113,7 +119,7 @@ func mustRead(t testing.TB, name string) string {
 // TestBuildCache: what did not change is not run again, and what changed is.
 func TestBuildCache(t *testing.T) {
 	h := machine(t)
-	for _, b := range h.builders() {
+	for _, b := range h.builders(t) {
 		t.Run(b.name, func(t *testing.T) {
 			dir := buildContext(t, map[string]string{
 				"Dockerfile": "FROM hello\nENV BY=" + b.name + "\nRUN cat /proc/sys/kernel/random/uuid > /early\nCOPY f /f\n" +
@@ -135,8 +141,8 @@ func TestBuildCache(t *testing.T) {
 			if e != early || l != late {
 				t.Error("nothing changed, and a step ran again")
 			}
-			// The built-in client adds how the image was made, with the time.
-			if b.name != "berth" && again != id {
+			// How it was made has the time.
+			if !b.buildx && again != id {
 				t.Errorf("nothing changed, and the image is another: %s %s", id, again)
 			}
 			if err := os.WriteFile(filepath.Join(dir, "f"), []byte("2"), 0o644); err != nil {
@@ -155,7 +161,7 @@ func TestBuildCache(t *testing.T) {
 			}
 		})
 	}
-	b := h.builders()[1]
+	b := h.builders(t)[1]
 	if df := b.ok(t, "system", "df", "--format", "{{.Type}} {{.TotalCount}}"); regexp.MustCompile(`(?m)^Build Cache 0$`).MatchString(df) {
 		t.Errorf("system df knows no build cache:\n%s", df)
 	}
@@ -212,7 +218,7 @@ func TestBuildUnpacked(t *testing.T) {
 // TestBuildMounts: secrets and caches are there for the step, and in no image.
 func TestBuildMounts(t *testing.T) {
 	h := machine(t)
-	b := h.builders()[0]
+	b := h.builders(t)[0]
 	dir := buildContext(t, map[string]string{
 		"Dockerfile": `FROM hello
 RUN --mount=type=secret,id=s,target=/run/secret cp /run/secret /copied && ls -l /run/secret
@@ -245,7 +251,7 @@ CMD cat /copied /count /bound; ls /run/secret /cache /sub /t 2>&1; true
 // TestBuildOutput: a result goes to the client's disk, and is the client's there.
 func TestBuildOutput(t *testing.T) {
 	h := machine(t)
-	b := h.builders()[0]
+	b := h.builders(t)[0]
 	dir := buildContext(t, map[string]string{
 		"Dockerfile": "FROM hello AS b\nRUN mkdir /out && echo x > /out/file && ln -s file /out/link\nFROM scratch\nCOPY --from=b /out /\n",
 	})
@@ -285,7 +291,7 @@ func TestBuildFails(t *testing.T) {
 		if err := os.Symlink("../"+filepath.Base(filepath.Dir(outside))+"/outside", filepath.Join(dir, "link")); err != nil {
 			t.Fatal(err)
 		}
-		for _, b := range h.builders() {
+		for _, b := range h.builders(t) {
 			t.Run(c.name+"/"+b.name, func(t *testing.T) {
 				want := c.want
 				if b.classic && c.classic != "" {
@@ -338,7 +344,7 @@ func TestBuildReady(t *testing.T) {
 // TestBuildCancelled: a client that leaves takes its build with it.
 func TestBuildCancelled(t *testing.T) {
 	h := machine(t)
-	for _, b := range h.builders() {
+	for _, b := range h.builders(t) {
 		t.Run(b.name, func(t *testing.T) {
 			mark := "cancel-" + b.name
 			dir := buildContext(t, map[string]string{"Dockerfile": fmt.Sprintf("FROM hello\nRUN : %s; trap '' INT TERM; sleep 600 & sleep 600; :\n", mark)})

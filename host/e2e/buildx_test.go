@@ -16,14 +16,14 @@ import (
 )
 
 // buildxes are berth's buildx and, in the long suite, the stock one as a plugin of
-// Debian's docker, which finds the machine by its docker context alone.
+// Debian's docker, and its builder, which finds the machine by its docker context alone.
 func (h *home) buildxes(t testing.TB) []cli {
 	t.Helper()
 	if os.Getenv("BERTH_FULL") != "1" {
 		return []cli{h.berth()}
 	}
 	stock := h.docker()
-	stock.name = "docker buildx"
+	stock.name = "docker-buildx"
 	config := filepath.Join(h.dir, "docker-buildx")
 	for link, to := range map[string]string{
 		"cli-plugins/docker-buildx": filepath.Join(root, "bin", "tools", "docker-buildx"),
@@ -36,6 +36,9 @@ func (h *home) buildxes(t testing.TB) []cli {
 		if err := os.Symlink(to, link); err != nil && !errors.Is(err, os.ErrExist) {
 			t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(config, "config.json"), []byte(`{"aliases": {"builder": "buildx"}}`), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	stock.env = append(stock.env, "DOCKER_CONFIG="+config)
 	return []cli{h.berth(), stock}

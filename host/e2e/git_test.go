@@ -203,7 +203,7 @@ func TestBuildGitContext(t *testing.T) {
 	git(t, bare, "tag", "v1")
 	web, own := g.web(t), g.daemon(t)
 
-	b := h.builders()
+	b := h.builders(t)
 	b[0].ok(t, "build", "-q", "-t", "e2e-git", own+"/r.git")
 	if got := b[0].ok(t, "run", "--rm", "e2e-git"); got != "one" {
 		t.Errorf("the image prints %q", got)
@@ -524,7 +524,7 @@ func TestBuildRemote(t *testing.T) {
 	_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
 	url := "http://localhost:" + port
 	for path, want := range map[string]string{"/context.tar.gz": "archive", "/Containerfile": "just a file"} {
-		kit := h.builders()[1]
+		kit := h.builders(t)[1]
 		kit.ok(t, "build", "-q", "-t", "e2e-remote", url+path)
 		if got := kit.ok(t, "run", "--rm", "e2e-remote"); got != want {
 			t.Errorf("%s: the image prints %q", path, got)

@@ -68,7 +68,7 @@ func main() {
 	if got := c.ok(t, "buildx", "inspect"); !strings.Contains(got, platform) {
 		t.Errorf("the builder does not offer %s:\n%s", platform, got)
 	}
-	for _, b := range h.builders() {
+	for _, b := range h.builders(t) {
 		t.Run(b.name, func(t *testing.T) {
 			h.forgetForeign(t, handler)
 			b.ok(t, "build", "-q", "--no-cache", "--platform", platform, "-t", "e2e-foreign", dir)
