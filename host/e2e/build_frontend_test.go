@@ -27,13 +27,7 @@ func TestBuildSyntax(t *testing.T) {
 	missing := buildContext(t, map[string]string{"Dockerfile": "# syntax=" + suite.registry.image("e2e-frontend:none") + "\n" + body})
 	published := buildContext(t, map[string]string{"Dockerfile": "# syntax=docker/dockerfile:1\n" + body})
 	bad := buildContext(t, map[string]string{"Dockerfile": "# syntax=" + ref + "\nFROM hello\nRUNN x\n"})
-	for _, b := range append(h.builders(t), func() (more []builder) {
-		for _, c := range h.buildxes(t)[1:] {
-			c.pre = append(c.pre, "buildx")
-			more = append(more, builder{cli: c})
-		}
-		return more
-	}()...) {
+	for _, b := range h.builders(t) {
 		t.Run(b.name, func(t *testing.T) {
 			prints := func(dir, want string, args ...string) result {
 				t.Helper()
@@ -160,4 +154,108 @@ func TestFrontendForeign(t *testing.T) {
 	if got := mustRead(t, filepath.Join(out, "said")); got != arch {
 		t.Errorf("the program for %s says %q", arch, got)
 	}
+}
+
+// hostileFrontend is a frontend that asks for more than a client has allowed. The
+// result is what it got.
+const hostileFrontend = `package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/frontend/gateway/grpcclient"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+func main() {
+	err := grpcclient.RunFromEnvironment(context.Background(), func(ctx context.Context, c client.Client) (*client.Result, error) {
+		image := llb.Image(c.BuildOpts().Opts["build-arg:IMAGE"])
+		solve := func(s llb.State) (*client.Result, error) {
+			def, err := s.Marshal(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return c.Solve(ctx, client.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+		}
+		root, err := solve(image)
+		if err != nil {
+			return nil, err
+		}
+		var got strings.Builder
+		try := func(what string, err error) {
+			if err == nil {
+				fmt.Fprintln(&got, what)
+			}
+		}
+		container := func(r client.NewContainerRequest, s client.StartRequest) error {
+			r.Mounts = append(r.Mounts, client.Mount{Dest: "/", Ref: root.Ref, MountType: pb.MountType_BIND})
+			ctr, err := c.NewContainer(ctx, r)
+			if err != nil {
+				return err
+			}
+			defer ctr.Release(ctx)
+			s.Cwd = "/"
+			if s.Args == nil {
+				s.Args = []string{"true"}
+			}
+			p, err := ctr.Start(ctx, s)
+			if err != nil {
+				return err
+			}
+			return p.Wait()
+		}
+		step := func(opts ...llb.RunOption) error {
+			_, err := solve(image.Run(append(opts, llb.Args([]string{"true"}), llb.IgnoreCache)...).Root())
+			return err
+		}
+		files := func(selector string) error {
+			return container(client.NewContainerRequest{
+				Mounts: []client.Mount{{Dest: "/m", Ref: root.Ref, Selector: selector, MountType: pb.MountType_BIND}},
+			}, client.StartRequest{Args: []string{"ls", "/m/lib/berth"}})
+		}
+		try("a container", container(client.NewContainerRequest{}, client.StartRequest{}))
+		try("a step", step())
+		try("a step in a cgroup", step(llb.WithCgroupParent("../../e2e-escaped")))
+		try("the machine's network for a container", container(client.NewContainerRequest{NetMode: pb.NetMode_HOST}, client.StartRequest{}))
+		try("an insecure container", container(client.NewContainerRequest{}, client.StartRequest{SecurityMode: pb.SecurityMode_INSECURE}))
+		try("the machine's network for a step", step(llb.Network(pb.NetMode_HOST)))
+		try("an insecure step", step(llb.Security(pb.SecurityMode_INSECURE)))
+		try("the machine's files", files("../../../../../../var"))
+		try("the files of a process", files("/proc/1/root/var"))
+		_, err = solve(llb.Local("e2e-other"))
+		try("another folder of the client", err)
+		_, err = solve(image.Run(llb.Args([]string{"true"}), llb.AddSecret("/s", llb.SecretID("s"))).Root())
+		try("a secret", err)
+		return solve(llb.Scratch().File(llb.Mkfile("/got", 0o644, []byte(got.String()))))
+	})
+	if err != nil {
+		panic(err)
+	}
+}
+`
+
+// TestFrontendHostile: a frontend that a Dockerfile names gets no more than the
+// client allows, and its containers no more than steps.
+func TestFrontendHostile(t *testing.T) {
+	needFull(t)
+	h := machine(t)
+	c := h.berth()
+	source := filepath.Join(t.TempDir(), "main.go")
+	writeFile(t, source, hostileFrontend)
+	frontend := suite.registry.image("e2e-frontend:hostile")
+	frontendImage(t, c, frontend, exec.Command("go", "build", source))
+	out := t.TempDir()
+	c.ok(t, "buildx", "build", "--no-cache", "-o", out, "--build-arg", "IMAGE="+suite.registry.image("hello:1"), buildIn(t, "# syntax="+frontend+"\n"))
+	if got := mustRead(t, filepath.Join(out, "got")); got != "a container\na step\na step in a cgroup\n" {
+		t.Errorf("the frontend got\n%s", got)
+	}
+	if got := c.ok(t, "ssh", "find /sys/fs/cgroup -maxdepth 2 -name 'e2e-*'"); got != "/sys/fs/cgroup/berth-build/e2e-escaped" {
+		t.Errorf("of the cgroups that it named there are %q", got)
+	}
+	c.ok(t, "ssh", "rmdir /sys/fs/cgroup/berth-build/e2e-escaped")
+	h.noSteps(t)
 }
