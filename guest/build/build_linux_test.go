@@ -1,6 +1,9 @@
 package build
 
 import (
+	"archive/tar"
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -89,6 +92,47 @@ func TestExporters(t *testing.T) {
 		}
 		if s := strings.Join(got, " "); s != c.want {
 			t.Errorf("%+v: exporters %q, want %q", c.in, s, c.want)
+		}
+	}
+}
+
+// TestExtendedFirst: a tar whose first entry has headers before its own is told to
+// be one by its first KiB; all else that is uploaded comes as it is.
+func TestExtendedFirst(t *testing.T) {
+	var python bytes.Buffer
+	w := tar.NewWriter(&python)
+	for _, name := range []string{"Dockerfile", "other"} {
+		h := &tar.Header{Name: name, Mode: 0o644, Size: 5, PAXRecords: map[string]string{"BERTH.note": "words"}, Format: tar.FormatPAX}
+		if err := errors.Join(w.WriteHeader(h), func() error { _, err := w.Write([]byte("words")); return err }()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	got, err := io.ReadAll(&plainFirst{rest: bufio.NewReaderSize(&python, tarBlock)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tar.NewReader(bytes.NewReader(got[:1024])).Next(); err != nil {
+		t.Errorf("the first KiB is no tar: %v", err)
+	}
+	names := ""
+	for r := tar.NewReader(bytes.NewReader(got)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(r)
+		names += h.Name + string(body) + " "
+	}
+	if names != "./ Dockerfilewords otherwords " {
+		t.Errorf("the tar holds %q", names)
+	}
+	for _, body := range []string{"", "FROM scratch\n", strings.Repeat("x", 2000), "\x1f\x8b\x08" + strings.Repeat("z", 1000)} {
+		if got, err := io.ReadAll(&plainFirst{rest: bufio.NewReaderSize(strings.NewReader(body), tarBlock)}); string(got) != body || err != nil {
+			t.Errorf("%.20q came as %.20q, %v", body, got, err)
 		}
 	}
 }
