@@ -351,11 +351,12 @@ func TestBuildCancelled(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			cmd := b.command(ctx, "build", dir)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does: a plugin is a process of its own
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 			h.stepRuns(t, mark)
-			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+			if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}
 			ended := make(chan error, 1)
