@@ -17,8 +17,10 @@ type realBuild struct {
 	name   string
 	images []string // what it stands on
 	// settings tell the project's package manager, in its own file, where this host's
-	// get their packages from.
+	// get their packages from. offline, if there is one, has it get none: all that it
+	// needs is in a cache mount that the first client's build has filled.
 	settings func(testing.TB) string
+	offline  string
 	// A line of a file is changed, and then only the steps that begin so run again.
 	file, was, becomes string
 	rerun              []string
@@ -41,7 +43,21 @@ var realBuilds = []realBuild{
 		file: "page/page.txt", was: "page", becomes: "changed page", rerun: []string{"lighttpd -tt"},
 		port: "8080", path: "/page.txt", want: "a changed page of Debian's\n",
 	},
+	{
+		name: "front", images: []string{"node", "nginx"},
+		settings: func(t testing.TB) string {
+			if _, err := exec.LookPath("npm"); err != nil {
+				return npmrc
+			}
+			return "registry=" + hostSays(t, "npm", "config", "get", "registry") + "\n" + npmrc
+		},
+		offline: "offline=true\n" + npmrc,
+		file:    "src/greeting.js", was: "hello", becomes: "good day", rerun: []string{"npm run build"},
+		port: "80", path: "/app.js", want: "good day from the front",
+	},
 }
+
+const npmrc = "cafile=/etc/ssl/certs/ca-certificates.crt\nupdate-notifier=false\n"
 
 // hostSays is what a program of the host's prints.
 func hostSays(t testing.TB, name string, args ...string) string {
@@ -62,11 +78,11 @@ func TestRealBuilds(t *testing.T) {
 	for _, p := range realBuilds {
 		t.Run(p.name, func(t *testing.T) {
 			registry := testImages(t, p.images...)
-			for _, b := range h.builders(t)[:2] {
+			for i, b := range h.builders(t)[:2] {
 				t.Run(b.name, func(t *testing.T) {
 					c := b.cli
 					c.patience = long
-					p.live(t, c, registry)
+					p.live(t, c, registry, i > 0)
 				})
 			}
 			h.berth().ok(t, "builder", "prune", "-a", "-f")
@@ -75,14 +91,18 @@ func TestRealBuilds(t *testing.T) {
 }
 
 // live takes the project through its life with one client.
-func (p realBuild) live(t *testing.T, c cli, registry string) {
+func (p realBuild) live(t *testing.T, c cli, registry string, warm bool) {
 	dir := t.TempDir()
 	project := filepath.Join(dir, p.name)
 	if err := os.CopyFS(project, os.DirFS(filepath.Join("testdata", "builds", p.name))); err != nil {
 		t.Fatal(err)
 	}
 	settings := filepath.Join(dir, "settings")
-	writeFile(t, settings, p.settings(t))
+	text := p.offline
+	if !warm || text == "" {
+		text = p.settings(t)
+	}
+	writeFile(t, settings, text)
 	image := registry + "/e2e-" + p.name + ":" + c.name
 	c.env = append(slices.Clone(c.env), "BUILDKIT_PROGRESS=plain")
 	build := func() (ran, cached []string) {

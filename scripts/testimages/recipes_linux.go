@@ -69,7 +69,7 @@ var recipes = []recipe{
 		},
 	},
 	{
-		name: "node", from: "debian", packages: []string{"nodejs"},
+		name: "node", from: "debian", packages: []string{"nodejs", "npm"},
 		config: ocispec.ImageConfig{Env: []string{path}, Cmd: []string{"node"}},
 	},
 	{

@@ -1,0 +1,4 @@
+export default {
+  esbuild: { jsxFactory: "h", jsxFragment: "Fragment" },
+  build: { rollupOptions: { output: { entryFileNames: "app.js" } } },
+};
