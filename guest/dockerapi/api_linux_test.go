@@ -308,6 +308,15 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestLoadOfNothing: what is wrong with an archive is told in the progress.
+func TestLoadOfNothing(t *testing.T) {
+	_, socket, _ := server(t)
+	code, body := raw(t, socket, "POST /images/load HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/x-tar\r\nContent-Length: 3\r\n\r\nabc")
+	if code != 200 || !strings.Contains(body, `"errorDetail":{"message":`) || !strings.Contains(body, `"error":`) {
+		t.Errorf("%d %s", code, body)
+	}
+}
+
 func TestNotModified(t *testing.T) {
 	c, socket, _ := server(t)
 	id := create(t, c, "nm", nil, false, "sleep")

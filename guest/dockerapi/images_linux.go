@@ -305,7 +305,12 @@ func (s *Server) imageLoad(c *call) error {
 			}
 		}
 	}
-	return p.end(s.cfg.Images.Load(c.Context(), c.Body, platforms, report))
+	// Clients look for what is wrong with an archive in the progress.
+	if err := s.cfg.Images.Load(c.Context(), c.Body, platforms, report); err != nil {
+		p.fail(err)
+		return nil
+	}
+	return p.end(nil)
 }
 
 func (s *Server) imageSave(c *call) error {

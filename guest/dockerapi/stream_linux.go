@@ -203,6 +203,11 @@ func (p *progress) write(m message) {
 	_ = http.NewResponseController(p.c.w).Flush()
 }
 
+// fail tells an error as the last of the progress.
+func (p *progress) fail(err error) {
+	p.write(message{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, ErrorText: err.Error()})
+}
+
 // end finishes the stream. An error is an answer of its own when nothing was
 // written yet, and the last message otherwise.
 func (p *progress) end(err error) error {
@@ -213,7 +218,7 @@ func (p *progress) end(err error) error {
 	case err != nil && !on:
 		return err
 	case err != nil:
-		p.write(message{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, ErrorText: err.Error()})
+		p.fail(err)
 	case !on:
 		p.c.w.Header().Set("Content-Type", "application/json")
 		return p.c.done(http.StatusOK)
