@@ -6,8 +6,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -134,9 +137,7 @@ CMD ["cat", "/seen"]
 		writeTar(t, filepath.Join(bad, "bad.tar"), entry)
 		c.fails(t, want, "build", bad)
 	}
-	if got := c.ok(t, "ssh", "--", "find / -xdev -name 'e2e-escaped*' 2>/dev/null; find /run /tmp /var/lib/berth -xdev -maxdepth 2 -name 'e2e-escaped*'; true"); got != "" {
-		t.Errorf("a build wrote to the machine: %s", got)
-	}
+	h.nothingEscaped(t)
 
 	for _, b := range h.builders(t) {
 		b.fails(t, "network.host is not allowed", "build", buildIn(t, "FROM hello\nRUN --network=host true"))
@@ -149,6 +150,58 @@ CMD ["cat", "/seen"]
 		c.fails(t, "security.insecure is not allowed", "buildx", "build", "--allow", "security.insecure", buildIn(t, "# syntax=docker/dockerfile:1-labs\nFROM hello\nRUN --security=insecure true"))
 		c.fails(t, "CDI device support is disabled", "buildx", "build", buildIn(t, "# syntax=docker/dockerfile:1-labs\nFROM hello\nRUN --device=a.test/b=c,required true"))
 	}
+	h.noSteps(t)
+}
+
+// nothingEscaped checks that no build wrote what is called e2e-escaped to the machine.
+func (h *home) nothingEscaped(t testing.TB) {
+	t.Helper()
+	const find = "find / -xdev -name 'e2e-escaped*' 2>/dev/null; find /run /tmp /var/lib/berth -xdev -maxdepth 2 -name 'e2e-escaped*'; true"
+	if got := h.berth().ok(t, "ssh", "--", find); got != "" {
+		t.Errorf("a build wrote to the machine: %s", got)
+	}
+}
+
+// TestBuildHostileContext: a context that a client packed by hand, with names that
+// lead out of it or no archive at all, is refused.
+func TestBuildHostileContext(t *testing.T) {
+	h := machine(t)
+	top := buildContext(t, map[string]string{
+		"context/Dockerfile": "FROM hello\nCOPY . /c/\n",
+		"e2e-escaped-dots":   "x", "e2e-escaped-link": "x",
+	})
+	if err := os.Symlink("..", filepath.Join(top, "context", "up")); err != nil {
+		t.Fatal(err)
+	}
+	pack := func(names ...string) []byte {
+		t.Helper()
+		out, err := exec.Command("tar", append([]string{"-cPC", filepath.Join(top, "context")}, names...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	build := func(body []byte) string {
+		t.Helper()
+		head := fmt.Sprintf("POST /v1.44/build?t=e2e-packed HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/x-tar\r\nContent-Length: %d\r\n\r\n", len(body))
+		return dockerSocket(t, h, head+string(body))
+	}
+	for _, c := range []struct {
+		name string
+		body []byte
+		want string
+	}{
+		{"dots", pack("Dockerfile", "../e2e-escaped-dots"), "invalid entry name"},
+		{"no archive", []byte("\x00\x01\x02"), "parse error"},
+		{"nothing", nil, "empty"},
+		{"through a link", pack("Dockerfile", "up", "up/e2e-escaped-link"), "path escapes"},
+		{"a link", pack("Dockerfile", "up"), "Successfully tagged e2e-packed:latest"},
+	} {
+		if answer := build(c.body); !strings.Contains(answer, c.want) {
+			t.Errorf("%s: the answer should hold %q:\n%s", c.name, c.want, answer)
+		}
+	}
+	h.nothingEscaped(t)
 	h.noSteps(t)
 }
 
