@@ -93,18 +93,14 @@ func (s storeLayers) Remove(ctx context.Context, key string) error {
 //
 // A record of the cache gets a lease, that gets the record's snapshot, and then the
 // snapshot is made: three changes with flushes of their own, of which the first two
-// wait for the last. So does the lease that holds what an operation makes for the first
-// thing that is made.
+// wait for the last.
 type storeLeases struct {
 	leases.Manager
 	later func(context.Context, func(context.Context) error)
 }
 
-// The labels of a record's lease and of an operation's.
-const (
-	flatLabel      = "containerd.io/gc.flat"
-	temporaryLabel = "buildkit/lease.temporary"
-)
+// flatLabel is that of a record's lease.
+const flatLabel = "containerd.io/gc.flat"
 
 // Create implements leases.Manager.
 func (l storeLeases) Create(ctx context.Context, opts ...leases.Opt) (leases.Lease, error) {
@@ -114,15 +110,11 @@ func (l storeLeases) Create(ctx context.Context, opts ...leases.Opt) (leases.Lea
 			return lease, err
 		}
 	}
-	whole := func(to *leases.Lease) error { // an option may give an ID by chance
-		*to = lease
-		return nil
-	}
-	if lease.ID == "" || lease.Labels[flatLabel] == "" && lease.Labels[temporaryLabel] == "" {
-		return l.Manager.Create(ctx, whole)
+	if lease.ID == "" || lease.Labels[flatLabel] == "" {
+		return l.Manager.Create(ctx, opts...)
 	}
 	l.later(ctx, func(ctx context.Context) error {
-		_, err := l.Manager.Create(ctx, whole)
+		_, err := l.Manager.Create(ctx, opts...)
 		return ignoreExists(err) // the record has had it before
 	})
 	return lease, nil

@@ -1,15 +1,12 @@
 package build
 
 import (
-	"context"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/moby/buildkit/snapshot"
-	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthvm/berth/guest/image"
@@ -86,16 +83,8 @@ func TestStoreLayers(t *testing.T) {
 	if _, err := held.Create(ctx, leases.WithID(record.ID), flat); err != nil { // as BuildKit does when it is not sure
 		t.Errorf("a second time: %v", err)
 	}
-	short, err := held.Create(ctx, leases.WithRandomID(), leaseutil.MakeTemporary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	make(storeLayers{inLease{parts.Snapshotter, short.ID}}, "temporary", "")
 	if _, err := parts.Collect(ctx); err != nil {
 		t.Fatal(err)
-	}
-	if _, err := ours.Stat(ctx, "temporary"); err != nil {
-		t.Errorf("the collection took what an operation made: %v", err)
 	}
 	if _, err := ours.Stat(ctx, record.ID); err != nil {
 		t.Errorf("the collection took a record: %v", err)
@@ -127,20 +116,4 @@ func TestStoreLayers(t *testing.T) {
 	if _, err := ours.Stat(ctx, lower.String()); err != nil {
 		t.Errorf("the collection took a layer that a build holds: %v", err)
 	}
-}
-
-// inLease is a snapshotter whose snapshots are made under a lease.
-type inLease struct {
-	snapshots.Snapshotter
-	id string
-}
-
-// Prepare implements snapshots.Snapshotter.
-func (s inLease) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	return s.Snapshotter.Prepare(leases.WithLease(ctx, s.id), key, parent, opts...)
-}
-
-// Commit implements snapshots.Snapshotter.
-func (s inLease) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	return s.Snapshotter.Commit(leases.WithLease(ctx, s.id), name, key, opts...)
 }

@@ -63,6 +63,6 @@ func (p *patient) again(begun []func(*bolt.Tx) error) {
 // later makes a change of the leases with the next change there is, of leases, content
 // or snapshots.
 func (s *Store) later(ctx context.Context, change func(context.Context) error) {
-	ctx = context.WithoutCancel(ctx)
+	ctx = s.ctx(context.WithoutCancel(ctx))
 	s.bolt.later(func(tx *bolt.Tx) error { return change(boltutil.WithTransaction(ctx, tx)) })
 }
