@@ -2,12 +2,10 @@ package build
 
 import (
 	"context"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/snapshot"
 	"github.com/opencontainers/go-digest"
 )
@@ -90,57 +88,12 @@ func (s storeLayers) Remove(ctx context.Context, key string) error {
 
 // storeLeases is the store's leases for BuildKit's names of snapshots. The resources
 // that it lists have the store's, which it takes as well.
-//
-// A record of the cache gets a lease, that gets the record's snapshot, and then the
-// snapshot is made: three changes with flushes of their own, of which the first two
-// wait for the last.
-type storeLeases struct {
-	leases.Manager
-	later func(context.Context, func(context.Context) error)
-}
-
-// flatLabel is that of a record's lease.
-const flatLabel = "containerd.io/gc.flat"
-
-// Create implements leases.Manager.
-func (l storeLeases) Create(ctx context.Context, opts ...leases.Opt) (leases.Lease, error) {
-	var lease leases.Lease
-	for _, o := range opts {
-		if err := o(&lease); err != nil {
-			return lease, err
-		}
-	}
-	if lease.ID == "" || lease.Labels[flatLabel] == "" {
-		return l.Manager.Create(ctx, opts...)
-	}
-	l.later(ctx, func(ctx context.Context) error {
-		_, err := l.Manager.Create(ctx, opts...)
-		return ignoreExists(err) // the record has had it before
-	})
-	return lease, nil
-}
+type storeLeases struct{ leases.Manager }
 
 // AddResource implements leases.Manager.
 func (l storeLeases) AddResource(ctx context.Context, lease leases.Lease, r leases.Resource) error {
 	r.ID = storeName(r.ID)
-	if r.ID == lease.ID && strings.HasPrefix(r.Type, "snapshots/") {
-		l.later(ctx, func(ctx context.Context) error {
-			err := l.Manager.AddResource(ctx, lease, r)
-			if errdefs.IsNotFound(err) {
-				return nil // the record was let go meanwhile
-			}
-			return ignoreExists(err)
-		})
-		return nil
-	}
 	return l.Manager.AddResource(ctx, lease, r)
-}
-
-func ignoreExists(err error) error {
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	return err
 }
 
 // DeleteResource implements leases.Manager.

@@ -23,7 +23,7 @@ func TestStoreLayers(t *testing.T) {
 	parts := store.Parts()
 	ctx := namespaces.WithNamespace(t.Context(), parts.Namespace)
 	ours, theirs := parts.Snapshotter, storeLayers{parts.Snapshotter}
-	held := storeLeases{parts.Leases, parts.Later}
+	held := storeLeases{parts.Leases}
 	lower, upper := digest.FromString("lower"), digest.FromString("upper")
 	lease, err := held.Create(ctx, leases.WithID("build"))
 	if err != nil {
@@ -68,35 +68,8 @@ func TestStoreLayers(t *testing.T) {
 	if info, err := theirs.Stat(ctx, snapshot.LayerSnapshotID(upper)); err != nil || info.Name != snapshot.LayerSnapshotID(upper) || info.Parent != snapshot.LayerSnapshotID(lower) {
 		t.Errorf("BuildKit is told of %+v, %v", info, err)
 	}
-	record := leases.Lease{ID: "record"}
-	flat := leases.WithLabels(map[string]string{flatLabel: "now"})
-	if _, err := held.Create(ctx, leases.WithID(record.ID), flat); err != nil {
-		t.Fatal(err)
-	}
-	if err := held.AddResource(ctx, record, leases.Resource{ID: record.ID, Type: "snapshots/" + parts.SnapshotterName}); err != nil {
-		t.Fatal(err)
-	}
-	if all, err := held.List(ctx, "id==record"); err != nil || len(all) != 0 {
-		t.Errorf("a record's lease does not wait for its snapshot: %v, %v", all, err)
-	}
-	make(theirs, record.ID, "")
-	if _, err := held.Create(ctx, leases.WithID(record.ID), flat); err != nil { // as BuildKit does when it is not sure
-		t.Errorf("a second time: %v", err)
-	}
 	if _, err := parts.Collect(ctx); err != nil {
 		t.Fatal(err)
-	}
-	if _, err := ours.Stat(ctx, record.ID); err != nil {
-		t.Errorf("the collection took a record: %v", err)
-	}
-	if err := held.Delete(ctx, record); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := parts.Collect(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ours.Stat(ctx, record.ID); err == nil {
-		t.Error("the collection left a record that was let go")
 	}
 	if _, err := ours.Stat(ctx, "step"); err == nil {
 		t.Error("the collection left a snapshot that nothing holds")

@@ -75,7 +75,7 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 		Differ:         differ,
 		ImageStore:     readOnlyImages{parts.Images, parts.Namespace},
 		RegistryHosts:  parts.Hosts,
-		LeaseManager:   leaseutil.WithNamespace(storeLeases{parts.Leases, parts.Later}, parts.Namespace),
+		LeaseManager:   leaseutil.WithNamespace(storeLeases{parts.Leases}, parts.Namespace),
 		GarbageCollect: parts.Collect,
 		ParallelismSem: semaphore.NewWeighted(int64(max(4, 2*runtime.NumCPU()))),
 		MetadataStore:  records,

@@ -37,9 +37,6 @@ type Parts struct {
 	// there without its files after a power cut: see Forget.
 	Snapshotter snapshots.Snapshotter
 	Leases      leases.Manager
-	// Later makes a change of the leases together with the next change there is, of
-	// leases, content or snapshots, and before it. Until then nobody sees it.
-	Later func(ctx context.Context, change func(context.Context) error)
 	// Images is for reading only: names are moved by Store.Name.
 	Images  images.Store
 	Collect func(context.Context) (gc.Stats, error)
@@ -60,7 +57,7 @@ type Parts struct {
 func (s *Store) Parts() Parts {
 	return Parts{
 		Namespace: namespace, SnapshotterName: snapshotter,
-		Content: s.content, Snapshotter: durable{s.snap, s.root}, Leases: s.leases, Later: s.later, Images: s.images,
+		Content: s.content, Snapshotter: durable{s.snap, s.root}, Leases: s.leases, Images: s.images,
 		Collect: s.garbageCollect, Forget: s.forgetLeases, Share: s.share,
 		Hosts: s.registry.Hosts(), Transport: s.registry.Transport(),
 	}

@@ -60,7 +60,7 @@ type Store struct {
 	platform ocispec.Platform
 	registry *registry.Client
 
-	bolt    *patient
+	bolt    *bolt.DB
 	db      *metadata.DB
 	content content.Store
 	snap    snapshots.Snapshotter
@@ -146,14 +146,13 @@ func (s *Store) openStores() error {
 	}
 	opts := *bolt.DefaultOptions
 	opts.Timeout, opts.NoStatistics = lockWait, true
-	db, err := bolt.Open(s.path("meta.db"), 0o600, &opts)
+	s.bolt, err = bolt.Open(s.path("meta.db"), 0o600, &opts)
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return errors.New("another engine has it open")
 	}
 	if err != nil {
 		return err
 	}
-	s.bolt = &patient{DB: db}
 	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{snapshotter: s.backend})
 	if err := s.db.Init(context.Background()); err != nil {
 		return err
