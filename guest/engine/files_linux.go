@@ -205,12 +205,12 @@ func (e *Engine) CopyTo(ctx context.Context, name, path string, r io.Reader, kee
 		return err
 	}
 	return e.withRoot(ctx, c, func(t archive.Tree) error {
-		s, err := t.Stat(strings.TrimSuffix(path, "/") + "/")
+		_, err := t.Stat(strings.TrimSuffix(path, "/") + "/")
+		if errors.Is(err, unix.ENOTDIR) {
+			return invalid("extraction point is not a directory")
+		}
 		if err != nil {
 			return pathError(err, path, name)
-		}
-		if !s.Mode.IsDir() {
-			return invalid("extraction point is not a directory")
 		}
 		if err := checkWritable(c.rec, path); err != nil {
 			return err

@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -112,6 +114,11 @@ func TestStat(t *testing.T) {
 	}
 	if _, err := tr.Stat("/nothere"); !os.IsNotExist(err) {
 		t.Errorf("missing: %v", err)
+	}
+	for _, path := range []string{"/etc/f/", "/etc/f/.", "/etc/up/"} {
+		if s, err := tr.Stat(path); !errors.Is(err, syscall.ENOTDIR) {
+			t.Errorf("%s, a file: %+v, %v", path, s, err)
+		}
 	}
 }
 

@@ -59,7 +59,7 @@ type Stat struct {
 }
 
 // Stat describes a path; a symbolic link at its end is not followed, unless the
-// path ends in a slash or a dot.
+// path ends in a slash or a dot: then it is that of a directory, or an error.
 func (t Tree) Stat(name string) (Stat, error) {
 	f, err := t.lookup(name)
 	if err != nil {
@@ -87,7 +87,7 @@ func (t Tree) Stat(name string) (Stat, error) {
 // lookup opens a path for looking only.
 func (t Tree) lookup(name string) (*os.File, error) {
 	if strings.HasSuffix(name, "/") || strings.HasSuffix(name, "/.") || path.Clean("/"+name) == "/" {
-		return t.open(name, unix.O_PATH)
+		return t.open(name, unix.O_PATH|unix.O_DIRECTORY)
 	}
 	return t.open(name, unix.O_PATH|unix.O_NOFOLLOW)
 }
