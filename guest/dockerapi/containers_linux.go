@@ -35,7 +35,7 @@ func (s *Server) containers() {
 		case c.ContentLength > 7 || c.ContentLength == -1: // as old clients sent a HostConfig
 			return invalid("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
 		case c.query("checkpoint") != "":
-			return invalid("checkpoint is only supported in experimental mode")
+			return engine.NoCheckpoint(c.query("checkpoint"))
 		}
 		if err := e.Start(c.Context(), c.vars["id"]); err != nil {
 			return err

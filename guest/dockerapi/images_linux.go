@@ -241,7 +241,7 @@ func (s *Server) imageCreate(c *call) error {
 	}
 	named, err := reference.ParseNormalizedNamed(strings.TrimSuffix(ref, ":"))
 	if err != nil {
-		return invalid("invalid reference format: %v", err)
+		return invalid("%v", err)
 	}
 	if reference.FamiliarName(named) == "scratch" {
 		return errdefs.ErrPermissionDenied.WithMessage("'scratch' is a reserved name")

@@ -48,7 +48,8 @@ func TestMessages(t *testing.T) {
 		{"POST /containers/create?name=up", `{"Image":"img"}`, 409, `Conflict. The container name "/up" is already in use by container "` + up +
 			`". You have to remove (or rename) that container to be able to reuse that name.`},
 		{"POST /containers/create?name=a/b", `{"Image":"img"}`, 400, "Invalid container name (a/b), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"},
-		{"POST /containers/idle/start?checkpoint=x", "", 400, "checkpoint is only supported in experimental mode"},
+		{"POST /containers/idle/start?checkpoint=xx", "", 400, "checkpoint is only supported in experimental mode"},
+		{"POST /containers/idle/start?checkpoint=../x", "", 400, `invalid checkpoint ID "../x", only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed`},
 		{"POST /containers/idle/start", `{"Binds":[]}`, 400, "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"},
 		{"POST /containers/up/start", "", 304, ""},
 		{"POST /containers/idle/stop", "", 304, ""},

@@ -48,6 +48,14 @@ func (c *Container) autoRemove() bool {
 	return c.rec.HostConfig.AutoRemove
 }
 
+// NoCheckpoint is what is wrong with a start from a checkpoint.
+func NoCheckpoint(id string) error {
+	if !validName(id) || strings.HasSuffix(id, ".") {
+		return invalid("invalid checkpoint ID %q, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", id)
+	}
+	return invalid("checkpoint is only supported in experimental mode")
+}
+
 // startReason says who starts a container.
 type startReason int
 

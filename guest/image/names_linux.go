@@ -23,7 +23,7 @@ const danglingPrefix = "dangling@"
 func parseRef(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fail(errdefs.ErrInvalidArgument, "invalid reference format: %s", err)
+		return nil, fail(errdefs.ErrInvalidArgument, "%s", err)
 	}
 	return reference.TagNameOnly(named), nil
 }

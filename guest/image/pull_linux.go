@@ -38,7 +38,7 @@ func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) ([]Image
 	ctx = s.ctx(ctx)
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fail(errdefs.ErrInvalidArgument, "invalid reference format: %s", err)
+		return nil, fail(errdefs.ErrInvalidArgument, "%s", err)
 	}
 	report := newReporter(opts.Progress)
 	if !opts.All {

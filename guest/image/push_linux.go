@@ -28,7 +28,7 @@ func (s *Store) Push(ctx context.Context, ref string, opts PushOptions) ([]Pushe
 	ctx = s.ctx(ctx)
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fail(errdefs.ErrInvalidArgument, "invalid reference format: %s", err)
+		return nil, fail(errdefs.ErrInvalidArgument, "%s", err)
 	}
 	report := newReporter(opts.Progress)
 	if !opts.All {
