@@ -768,6 +768,27 @@ func TestParallel(t *testing.T) {
 	}
 }
 
+// TestEndOfOutput: who sees an attached container's output end may ask at once how
+// it ended, and remove its networks.
+func TestEndOfOutput(t *testing.T) {
+	w := enginetest.New(t)
+	e := w.Engine()
+	id := create(t, e, "short", nil, "exit", "3")
+	c := attach(t, e, id)
+	start(t, e, id)
+	c.end()
+	info, err := e.Inspect(ctx, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := info.State; s.Running || s.ExitCode != 3 {
+		t.Errorf("after the end of the output it is %s with exit code %d", s.Status, s.ExitCode)
+	}
+	if ep := info.NetworkSettings.Networks["bridge"]; ep == nil || ep.IPAddress.IsValid() {
+		t.Errorf("after the end of the output it is still on the network: %+v", ep)
+	}
+}
+
 // client is someone attached to a container.
 type client struct {
 	in   *os.File

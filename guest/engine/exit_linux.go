@@ -90,6 +90,7 @@ func (c *Container) handleExit(pid int, status syscall.WaitStatus, at time.Time)
 	ran := at.Sub(st.StartedAt)
 	st.PID, st.ExitCode, st.FinishedAt, st.OOMKilled = 0, exitCode(status), at.UTC(), oom
 	c.run = nil
+	streams := c.streams
 	c.streams = stdio.NewSet()
 	next, wait := c.decide(r, ran)
 	if err := st.Status.Transition(next); err != nil {
@@ -105,6 +106,8 @@ func (c *Container) handleExit(pid int, status syscall.WaitStatus, at time.Time)
 		c.save(false)
 	}
 	c.notifyExit()
+	// Only now: who was attached may ask at once how it ended, or remove its networks.
+	streams.End()
 	if next == record.Restarting {
 		c.delay = time.AfterFunc(wait, func() { c.e.goRun(func() { c.restartByPolicy() }) })
 	}
@@ -169,7 +172,7 @@ func (c *Container) teardown(r *run) (oom bool) {
 		e.log.Warn("cannot delete container", "container", c.id, "error", err)
 	}
 	r.task.Close()
-	c.endStreams(r)
+	c.drain(r)
 	e.releaseNetwork(ctx, c)
 	e.releaseMounts(ctx, c)
 	for _, m := range c.rec.Mounts {
@@ -180,8 +183,8 @@ func (c *Container) teardown(r *run) (oom bool) {
 	return oom
 }
 
-// endStreams waits for the rest of the output, and closes the streams.
-func (c *Container) endStreams(r *run) {
+// drain waits for the rest of the output, and closes the log.
+func (c *Container) drain(r *run) {
 	timer := time.AfterFunc(drainTimeout, func() {
 		for _, f := range r.pipes {
 			f.Close()
@@ -189,9 +192,6 @@ func (c *Container) endStreams(r *run) {
 	})
 	r.drained.Wait()
 	timer.Stop()
-	c.mu.Lock()
-	c.streams.End()
-	c.mu.Unlock()
 	if c.log != nil {
 		_ = c.log.Close()
 	}
