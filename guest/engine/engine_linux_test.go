@@ -718,7 +718,9 @@ func TestPublishedPorts(t *testing.T) {
 		t.Errorf("inspect shows %+v", got)
 	}
 	taken := create(t, e, "taken", bind("80/tcp", apinet.PortBinding{HostPort: "8080"}), "sleep")
-	if err := e.Start(ctx, taken); err == nil || !strings.Contains(err.Error(), "Bind for 0.0.0.0:8080 failed: port is already allocated") {
+	const words = "failed to set up container networking: driver failed programming external connectivity on endpoint taken (ep): " +
+		"Bind for 0.0.0.0:8080 failed: port is already allocated"
+	if err := e.Start(ctx, taken); err == nil || err.Error() != words {
 		t.Errorf("a taken port: %v", err)
 	}
 	if got := strings.Join(w.Listeners(), " "); got != want {

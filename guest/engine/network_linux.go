@@ -44,20 +44,25 @@ func (b *building) network(ctx context.Context) error {
 		b.netns = path
 	}
 	b.onUndo(func(ctx context.Context) { e.releaseNetwork(ctx, c) })
+	if err := e.joinNetworks(ctx, c, b.netns); err != nil {
+		return fmt.Errorf("failed to set up container networking: %w", err)
+	}
+	e.updateLinks(c)
+	return e.writeNetFiles(c)
+}
+
+// joinNetworks attaches a container to all its networks and publishes its ports.
+func (e *Engine) joinNetworks(ctx context.Context, c *Container, netns string) error {
 	if err := e.checkLinks(c); err != nil {
 		return err
 	}
 	for _, name := range e.sortedNetworks(c.rec) {
-		if _, err := e.opts.Networks.Attach(ctx, e.attachRequest(c.rec, name, b.netns)); err != nil {
+		if _, err := e.opts.Networks.Attach(ctx, e.attachRequest(c.rec, name, netns)); err != nil {
 			return err
 		}
 		e.networkEvent(ctx, "connect", name, c.id)
 	}
-	if err := e.publishPorts(ctx, c); err != nil {
-		return err
-	}
-	e.updateLinks(c)
-	return e.writeNetFiles(c)
+	return e.publishPorts(ctx, c)
 }
 
 func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.AttachRequest {

@@ -62,19 +62,23 @@ func (e *Engine) publishPorts(ctx context.Context, c *Container) error {
 		p, err := e.publishPort(ctx, c.id, w)
 		if err != nil {
 			e.closePorts(c)
-			return fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %w",
-				c.rec.Name, e.endpointID(c.id), err)
+			return e.notPublished(c, err)
 		}
 		c.addPorts(append(routed, p)...)
 	}
 	if err := e.opts.Networks.Publish(ctx, c.id, c.inMachine()); err != nil {
 		e.closePorts(c)
-		return err
+		return e.notPublished(c, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ways = ways
 	return nil
+}
+
+// notPublished says in docker's words why a port is not published.
+func (e *Engine) notPublished(c *Container, err error) error {
+	return internal(fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", c.rec.Name, e.endpointID(c.id), err))
 }
 
 // fromHost is how ports are reached by the host, whose listeners carry connections of
