@@ -35,7 +35,7 @@ func parseLink(spec string) (name, alias string, err error) {
 	case strings.HasPrefix(name, "/"):
 		return name[1:], path.Base(alias), nil
 	}
-	return name, alias, nil
+	return name, strings.TrimPrefix(alias, "/"), nil
 }
 
 // resolveLinks finds what a new container links to by the default bridge, and takes

@@ -11,6 +11,7 @@ import (
 
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/enginetest"
+	"github.com/berthvm/berth/guest/network"
 )
 
 // TestLinks: a container knows another by the alias, the host name and the name,
@@ -19,7 +20,7 @@ func TestLinks(t *testing.T) {
 	w := enginetest.New(t)
 	e := w.Engine()
 	db := create(t, e, "db", nil, "sleep")
-	web := create(t, e, "web", &apicontainer.HostConfig{Links: []string{"db:store", "db"}}, "sleep")
+	web := create(t, e, "web", &apicontainer.HostConfig{Links: []string{"db:/store", "db"}}, "sleep")
 	if err := e.Start(ctx, web); err == nil || !strings.Contains(err.Error(), "Cannot link to a non running container: /db AS /web/store") {
 		t.Errorf("linked to what does not run: %v", err)
 	}
@@ -90,5 +91,28 @@ func TestBadLinks(t *testing.T) {
 		if !errdefs.IsInvalidArgument(err) || err.Error() != want {
 			t.Errorf("%q: %v, want %s", spec, err, want)
 		}
+	}
+}
+
+// TestHostNetworkHosts: a container with the machine's network knows the names that
+// the machine knows.
+func TestHostNetworkHosts(t *testing.T) {
+	machine, err := os.ReadFile("/etc/hosts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := enginetest.New(t).Engine()
+	id := create(t, e, "here", &apicontainer.HostConfig{NetworkMode: "host", ExtraHosts: []string{"db:10.0.0.1"}}, "sleep")
+	start(t, e, id)
+	r, err := e.Inspect(ctx, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(r.HostsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := string(network.HostsLike(machine, nil)) + "10.0.0.1\tdb\n"; string(got) != want {
+		t.Errorf("hosts:\n%s\nwant\n%s", got, want)
 	}
 }

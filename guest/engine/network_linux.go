@@ -132,9 +132,15 @@ func (e *Engine) writeNetFiles(c *Container) error {
 		return err
 	}
 	extra = append(extra, e.linkHosts(c)...)
+	hosts := network.Hosts(rec.Config.Hostname, rec.Config.Domainname, eps, extra)
+	if rec.HostConfig.NetworkMode.IsHost() {
+		if machine, err := os.ReadFile("/etc/hosts"); err == nil {
+			hosts = network.HostsLike(machine, extra)
+		}
+	}
 	dns := network.DNSConfig{Servers: rec.HostConfig.DNS, Search: rec.HostConfig.DNSSearch, Options: rec.HostConfig.DNSOptions}
 	for name, data := range map[string][]byte{
-		"hosts":       network.Hosts(rec.Config.Hostname, rec.Config.Domainname, eps, extra),
+		"hosts":       hosts,
 		"resolv.conf": network.ResolvConf(dns, e.opts.DNS, embedded),
 		"hostname":    []byte(rec.Config.Hostname + "\n"),
 	} {

@@ -26,9 +26,7 @@ func Hosts(hostname, domainname string, eps []Endpoint, extra []HostEntry) []byt
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
 		"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-	for _, e := range extra {
-		fmt.Fprintf(&b, "%s\t%s\n", e.Addr, strings.Join(e.Names, " "))
-	}
+	writeHosts(&b, extra)
 	name := hostname
 	if domainname != "" {
 		name = hostname + "." + domainname + " " + hostname
@@ -44,6 +42,24 @@ func Hosts(hostname, domainname string, eps []Endpoint, extra []HostEntry) []byt
 		}
 	}
 	return b.Bytes()
+}
+
+// HostsLike returns the content of /etc/hosts of a container that has the machine's
+// own network: machine, which is the content of the machine's, and the entries.
+func HostsLike(machine []byte, extra []HostEntry) []byte {
+	var b bytes.Buffer
+	b.Write(machine)
+	if len(machine) > 0 && machine[len(machine)-1] != '\n' {
+		b.WriteByte('\n')
+	}
+	writeHosts(&b, extra)
+	return b.Bytes()
+}
+
+func writeHosts(b *bytes.Buffer, entries []HostEntry) {
+	for _, e := range entries {
+		fmt.Fprintf(b, "%s\t%s\n", e.Addr, strings.Join(e.Names, " "))
+	}
 }
 
 // DNSConfig is what a user may say about a container's /etc/resolv.conf.

@@ -30,6 +30,23 @@ func TestHosts(t *testing.T) {
 	}
 }
 
+func TestHostsLike(t *testing.T) {
+	extra := []HostEntry{{netip.MustParseAddr("10.0.0.1"), []string{"db", "database"}}}
+	for _, tc := range []struct {
+		machine string
+		extra   []HostEntry
+		want    string
+	}{
+		{"127.0.0.1 localhost box\n", nil, "127.0.0.1 localhost box\n"},
+		{"127.0.0.1 localhost", extra, "127.0.0.1 localhost\n10.0.0.1\tdb database\n"},
+		{"", extra, "10.0.0.1\tdb database\n"},
+	} {
+		if got := string(HostsLike([]byte(tc.machine), tc.extra)); got != tc.want {
+			t.Errorf("%q: %q, want %q", tc.machine, got, tc.want)
+		}
+	}
+}
+
 func TestResolvConf(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.53"), netip.MustParseAddr("1.2.3.4")
 	machine := []netip.Addr{a}
