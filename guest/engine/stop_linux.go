@@ -65,6 +65,7 @@ func (e *Engine) stop(ctx context.Context, c *Container, o stopOptions) error {
 	if !alive {
 		return ErrNotModified
 	}
+	c.awaitHandler(ctx, sig)
 	if c.signal(sig, true) == nil && c.waitExit(ctx, exited, timeout) {
 		c.afterStop(o.reason)
 		return nil
@@ -224,6 +225,7 @@ func (e *Engine) Kill(ctx context.Context, name, sigName string) error {
 	st.Stopped = true
 	exited := c.exited
 	c.mu.Unlock()
+	c.awaitHandler(context.WithoutCancel(ctx), sig)
 	if err := c.signal(sig, ends); err != nil {
 		if errors.Is(err, container.ErrNotRunning) {
 			return conflict("cannot kill container: %s: container %s is not running", name, c.id)
