@@ -41,7 +41,8 @@ import (
 	"github.com/berthvm/berth/guest/image"
 )
 
-// Options configure New. All but Named, HostAlias, DNS, Proxy and Loopback are needed.
+// Options configure New. All but Named, Builtin, HostAlias, DNS, Proxy and
+// Loopback are needed.
 type Options struct {
 	Log      *slog.Logger
 	Images   *image.Store
@@ -58,6 +59,10 @@ type Options struct {
 
 	// Loopback connects to the host's loopback, which is git's: step.Options has it.
 	Loopback func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// Builtin is closed when the images that come with the machine are in the store,
+	// which a build's base may be.
+	Builtin <-chan struct{}
 
 	// Named is told of every name a build gave to an image.
 	Named func(ctx context.Context, name, id string)

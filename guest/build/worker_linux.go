@@ -73,7 +73,7 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 		ContentStore:   content,
 		Applier:        applier,
 		Differ:         differ,
-		ImageStore:     readOnlyImages{parts.Images, parts.Namespace},
+		ImageStore:     readOnlyImages{parts.Images, parts.Namespace, b.opts.Builtin},
 		RegistryHosts:  parts.Hosts,
 		LeaseManager:   leaseutil.WithNamespace(storeLeases{parts.Leases}, parts.Namespace),
 		GarbageCollect: parts.Collect,
@@ -208,6 +208,7 @@ func (w *buildWorker) Exporter(name string, sm *session.Manager) (exporter.Expor
 type readOnlyImages struct {
 	images.Store
 	namespace string
+	complete  <-chan struct{} // closed when the images that come with the machine are there
 }
 
 var errReadOnly = errors.New("names are given by the exporter")
@@ -218,6 +219,13 @@ func (s readOnlyImages) ctx(ctx context.Context) context.Context {
 
 // Get implements images.Store.
 func (s readOnlyImages) Get(ctx context.Context, name string) (images.Image, error) {
+	if s.complete != nil {
+		select {
+		case <-s.complete:
+		case <-ctx.Done():
+			return images.Image{}, context.Cause(ctx)
+		}
+	}
 	return s.Store.Get(s.ctx(ctx), name)
 }
 
