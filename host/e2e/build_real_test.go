@@ -26,9 +26,32 @@ type realBuild struct {
 	rerun              []string
 	port, path         string // where its image serves
 	want               string // what the page holds after the change
+	// check looks at what a build printed whose steps ran after the change; warm says
+	// that another client's build has filled the mounts with the same before.
+	check func(t testing.TB, progress string, warm bool)
 }
 
 var realBuilds = []realBuild{
+	{
+		name: "service", images: []string{"golang"},
+		settings: func(t testing.TB) string {
+			return "GOPROXY=" + hostSays(t, "go", "env", "GOPROXY") + "\nGONOSUMDB=*\n"
+		},
+		offline: "GOPROXY=off\n",
+		file:    "greet/greet.go", was: `"!\n"`, becomes: `"?\n"`, rerun: []string{"--mount=type=cache,target=/go/pkg/mod     --mount=type=cache"},
+		port: "8080", path: "/greet/eo/mondo", want: "saluton, mondo?\n",
+		check: func(t testing.TB, progress string, warm bool) {
+			// go names what it compiles: the two packages that changed, and nothing of
+			// what the cache mount has.
+			want := 2
+			if warm {
+				want = 0
+			}
+			if n := strings.Count(progress, "example.test/greeter"); n != want || strings.Contains(progress, "net/http") {
+				t.Errorf("after a change of one package, go compiled %d of its own, not %d\n%s", n, want, progress)
+			}
+		},
+	},
 	{
 		name: "debian", images: []string{"debian"},
 		settings: func(t testing.TB) string {
@@ -105,7 +128,7 @@ func (p realBuild) live(t *testing.T, c cli, registry string, warm bool) {
 	writeFile(t, settings, text)
 	image := registry + "/e2e-" + p.name + ":" + c.name
 	c.env = append(slices.Clone(c.env), "BUILDKIT_PROGRESS=plain")
-	build := func() (ran, cached []string) {
+	build := func() (progress string, ran, cached []string) {
 		t.Helper()
 		r := c.exec("build", "-t", image, "--build-arg", "REGISTRY="+registry, "--secret", "id=settings,src="+settings,
 			"--secret", "id=authorities,src=/etc/ssl/certs/ca-certificates.crt", project)
@@ -113,10 +136,11 @@ func (p realBuild) live(t *testing.T, c cli, registry string, warm bool) {
 			t.Fatal(r)
 		}
 		t.Logf("built in %v", r.took)
-		return ranSteps(r.err)
+		ran, cached = ranSteps(r.err)
+		return r.err, ran, cached
 	}
 
-	all, cached := build()
+	_, all, cached := build()
 	if len(all) == 0 || len(cached) != 0 {
 		t.Errorf("the first build ran %q and had %q", all, cached)
 	}
@@ -126,9 +150,12 @@ func (p realBuild) live(t *testing.T, c cli, registry string, warm bool) {
 		t.Fatalf("%s has no %q to change", file, p.was)
 	}
 	writeFile(t, file, strings.Replace(old, p.was, p.becomes, 1))
-	ran, cached := build()
+	progress, ran, cached := build()
 	if !slices.EqualFunc(ran, p.rerun, strings.HasPrefix) || len(ran)+len(cached) != len(all) {
 		t.Errorf("after a change of %s, the build ran %q and had %q", p.file, ran, cached)
+	}
+	if p.check != nil {
+		p.check(t, progress, warm)
 	}
 
 	id := c.ok(t, "inspect", "-f", "{{.Id}}", image)
