@@ -19,10 +19,36 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/moby/buildkit/util/disk"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/berthvm/berth/guest/image"
 )
+
+// TestGCPolicy checks that the cache's budget follows the disk's size, down to small
+// ones.
+func TestGCPolicy(t *testing.T) {
+	for _, c := range []struct{ disk, reserved, free, most int64 }{
+		{1e9, 1e8, 2e8, 8e8},
+		{64e9, 6.4e9, 12.8e9, 51.2e9},
+		{1e12, 1e10, 2e11, 1e11},
+	} {
+		rules := gcPolicyFor(disk.DiskStat{Total: c.disk})
+		for _, r := range rules[1:] {
+			if r.ReservedSpace != c.reserved || r.MinFreeSpace != c.free || r.MaxUsedSpace != c.most {
+				t.Errorf("a disk of %d: %+v", c.disk, r)
+			}
+		}
+		if last := rules[len(rules)-1]; !last.All {
+			t.Errorf("the last rule spares something: %+v", last)
+		}
+	}
+	for _, r := range gcPolicyFor(disk.DiskStat{})[1:] {
+		if r.MaxUsedSpace == 0 {
+			t.Errorf("a disk of no size has no limit: %+v", r)
+		}
+	}
+}
 
 func TestRequest(t *testing.T) {
 	alias := netip.MustParseAddr("192.0.2.1")

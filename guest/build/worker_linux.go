@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"runtime"
 
@@ -171,16 +172,30 @@ func (b *Builder) labels(parts image.Parts) map[string]string {
 	return l
 }
 
-// gcPolicy is BuildKit's own for the size of the disk: what is cheap to get again
-// goes after two days, and all together keeps below a share of the disk and leaves
-// a share of it free.
+// gcPolicy is BuildKit's for the size of the disk that root is on.
 func gcPolicy(root string) []client.PruneInfo {
 	stat, err := disk.GetDiskStat(root)
 	if err != nil {
-		stat = disk.DiskStat{Total: 20 << 30, Available: 20 << 30, Free: 20 << 30} // a policy for small disks is better than none
+		stat = disk.DiskStat{Total: 20 << 30} // a policy for small disks is better than none
+	}
+	return gcPolicyFor(stat)
+}
+
+// gcPolicyFor is BuildKit's own, for its shares of a disk: what is cheap to get again
+// goes after two days, and all together keeps below a share of the disk and leaves
+// a share of it free. BuildKit rounds the shares up to whole gigabytes, so that on a
+// small disk they are larger than it and nothing would ever go.
+func gcPolicyFor(stat disk.DiskStat) []client.PruneInfo {
+	share := func(percent, most int64) config.DiskSpace {
+		return config.DiskSpace{Bytes: max(1, min(stat.Total*percent/100, most))} // 0 is no limit
+	}
+	shares := config.GCConfig{
+		GCReservedSpace: share(config.DiskSpaceReservePercentage, config.DiskSpaceReserveBytes),
+		GCMinFreeSpace:  share(config.DiskSpaceFreePercentage, math.MaxInt64),
+		GCMaxUsedSpace:  share(config.DiskSpaceMaxPercentage, config.DiskSpaceMaxBytes),
 	}
 	var out []client.PruneInfo
-	for _, rule := range config.DefaultGCPolicy(config.GCConfig{}, stat) {
+	for _, rule := range config.DefaultGCPolicy(shares, stat) {
 		out = append(out, client.PruneInfo{
 			Filter:        rule.Filters,
 			All:           rule.All,
