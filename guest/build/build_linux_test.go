@@ -19,7 +19,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/util/disk"
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/berthvm/berth/guest/image"
@@ -49,6 +51,22 @@ func TestGCPolicy(t *testing.T) {
 		}
 	}
 }
+
+// TestTellUnmade checks that a step whose layer was not made is nobody's image.
+func TestTellUnmade(t *testing.T) {
+	look := madeLayers{everywhere{}}
+	if !look.Exists("record", []digest.Digest{"sha256:1"}) || look.Exists("record", []digest.Digest{"sha256:1", ""}) {
+		t.Error("layers that were made and others are not told apart")
+	}
+	if err := tellUnmade(struct{ cache.Manager }{}); err == nil {
+		t.Error("a cache without a look-up was taken")
+	}
+}
+
+// everywhere finds every record in an image.
+type everywhere struct{}
+
+func (everywhere) Exists(string, []digest.Digest) bool { return true }
 
 func TestRequest(t *testing.T) {
 	alias := netip.MustParseAddr("192.0.2.1")

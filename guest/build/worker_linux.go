@@ -3,15 +3,19 @@ package build
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"os"
+	"reflect"
 	"runtime"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
@@ -30,6 +34,7 @@ import (
 	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/moby/buildkit/worker/label"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
@@ -92,6 +97,9 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
+	if err := tellUnmade(w.CacheMgr); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
 	// Another source of URLs in place of the worker's own, for the way to them.
 	urls, err := sourcehttp.NewSource(sourcehttp.Opt{CacheAccessor: w.CacheMgr, Transport: up.transport(parts.Transport)})
 	if err != nil {
@@ -100,6 +108,32 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 	w.SourceManager.Register(urls)
 	w.HTTPSource = urls
 	return &buildWorker{Worker: w, store: b.opts.Images, writer: writer, named: b.opts.Named}, nil
+}
+
+// tellUnmade has the cache tell a step whose layer was not made yet from the layers
+// below it. BuildKit looks whether a record's layers are an image's by their digests
+// in a row, and a layer that was not made has an empty one: a step right above an
+// image counted as the image's own, so that it was neither collected nor part of
+// what the cache may use.
+func tellUnmade(manager cache.Manager) error {
+	check := reflect.Indirect(reflect.ValueOf(manager)).FieldByName("PruneRefChecker")
+	if !check.IsValid() || !check.CanSet() || check.Type() != reflect.TypeFor[cache.ExternalRefCheckerFunc]() {
+		return fmt.Errorf("BuildKit's cache (%T) has no look-up of images", manager)
+	}
+	look := check.Interface().(cache.ExternalRefCheckerFunc)
+	check.Set(reflect.ValueOf(cache.ExternalRefCheckerFunc(func() (cache.ExternalRefChecker, error) {
+		c, err := look()
+		return madeLayers{c}, err
+	})))
+	return nil
+}
+
+// madeLayers finds images by layers that were made.
+type madeLayers struct{ cache.ExternalRefChecker }
+
+// Exists implements cache.ExternalRefChecker.
+func (m madeLayers) Exists(record string, layers []digest.Digest) bool {
+	return !slices.Contains(layers, "") && m.ExternalRefChecker.Exists(record, layers)
 }
 
 // openRecords opens the database of the cache's records, without BuildKit's flush after
