@@ -22,9 +22,8 @@ const (
 // and a client that starts and kills at once would have killed nothing.
 func (c *Container) awaitHandler(ctx context.Context, sig syscall.Signal) {
 	c.mu.Lock()
-	r, exited, age := c.run, c.exited, time.Since(c.rec.State.StartedAt)
+	r, exited, age, mode := c.run, c.exited, time.Since(c.rec.State.StartedAt), c.rec.HostConfig.PidMode
 	c.mu.Unlock()
-	mode := c.rec.HostConfig.PidMode
 	if r == nil || sig == syscall.SIGKILL || mode.IsHost() || mode.IsContainer() || age < 0 {
 		return
 	}
