@@ -63,7 +63,9 @@ func newGuest(t *testing.T, opts Options) *guest {
 
 func (g *guest) start() {
 	mac, _ := net.ParseMAC(GuestMAC)
-	ch := channel.New(512, uint32(g.net.opts.MTU), tcpip.LinkAddress(mac))
+	// As deep as its stack may send at once: a queue that drops is no network card's, and
+	// recovery without SACK takes longer than a test.
+	ch := channel.New(8192, uint32(g.net.opts.MTU), tcpip.LinkAddress(mac))
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
