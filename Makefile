@@ -80,13 +80,13 @@ test-e2e: build registry docker ## the core end-to-end suite, in one VM
 	@BERTH_VM=1 go test -count=1 -timeout 20m -v ./host/e2e | scripts/testlog
 
 .PHONY: check
-check: tools typecheck-darwin ## vet for every platform, staticcheck, formatting, module tidiness
+check: tools typecheck-darwin ## vet and build for every platform, staticcheck, formatting, module tidiness
 	@scripts/step "formatting"
 	@test -z "$$(gofmt -l cmd guest host images scripts vm | tee /dev/stderr)"
 	@scripts/step "go.mod"
 	@go mod tidy -diff
 	@# Compiling what berth-build imports takes minutes for each platform: elsewhere the type-checker looks at it.
-	@for p in $(PLATFORMS); do scripts/step "vet $$p"; (export GOOS=$${p%/*} GOARCH=$${p#*/}; go vet $$(go list ./... | grep -v /cmd/berth-build$$)); done
+	@for p in $(PLATFORMS); do scripts/step "vet and build $$p"; (export GOOS=$${p%/*} GOARCH=$${p#*/}; go vet $$(go list ./... | grep -v /cmd/berth-build$$); go build ./cmd/berth ./cmd/berth-tray); done
 	@go vet ./cmd/berth-build
 	@scripts/step "type-check of berth-build"
 	@go run ./scripts/typecheck -platforms "$$(tr ' ' , <<<'$(PLATFORMS)')" ./cmd/berth-build
