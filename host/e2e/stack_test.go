@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -75,7 +76,10 @@ type stack struct {
 }
 
 // visited is the service's answer.
-type visited struct{ Host, Greeting, Count, Rows string }
+type visited struct {
+	Host, Greeting string
+	Count, Rows    int `json:",string"`
+}
 
 func (s *stack) visit(t testing.TB) visited {
 	t.Helper()
@@ -121,8 +125,8 @@ func (s *stack) scales(t *testing.T) {
 
 func (s *stack) execAndLogs(t *testing.T) {
 	rows := s.visit(t).Rows
-	if got := s.c.ok(t, "exec", "-T", "-u", "postgres", "db", "psql", "-tAc", "SELECT count(*) FROM visits"); got != rows {
-		t.Errorf("psql counts %q, the service %q", got, rows)
+	if got := s.c.ok(t, "exec", "-T", "-u", "postgres", "db", "psql", "-tAc", "SELECT count(*) FROM visits"); got != strconv.Itoa(rows) {
+		t.Errorf("psql counts %q, the service %d", got, rows)
 	}
 	if got := s.c.ok(t, "logs", "--no-color", "service"); !strings.Contains(got, "/visit") {
 		t.Errorf("logs:\n%s", tail(got, 20))
