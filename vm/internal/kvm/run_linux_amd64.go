@@ -49,7 +49,8 @@ func guest() []byte {
 	return image
 }
 
-// prepareVM names pages that old Intel processors need for real mode.
+// prepareVM names the pages that KVM asks for on Intel's processors, although this
+// guest is never in real mode: see KVM_SET_TSS_ADDR in the kernel's virt/kvm/api.rst.
 func prepareVM(vm int) error {
 	_, err := ioctl(vm, "give it a task state", kvmSetTSSAddr, 0xfffbd000)
 	return err
