@@ -44,7 +44,7 @@ func main() {
 	if *verbose {
 		level = slog.LevelDebug
 	}
-	cfg.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	cfg.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: errorText}))
 	slog.SetDefault(cfg.log) // for the libraries
 
 	// The machine's memory belongs to containers: collect early. The heap is a few
@@ -71,4 +71,13 @@ func main() {
 		fmt.Fprintf(os.Stderr, "berth-guest: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+// errorText has errors logged as what they say. Those of some libraries print their
+// stack besides.
+func errorText(_ []string, a slog.Attr) slog.Attr {
+	if err, ok := a.Value.Any().(error); ok {
+		a.Value = slog.StringValue(err.Error())
+	}
+	return a
 }
