@@ -19,6 +19,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/util/disk"
 	"github.com/opencontainers/go-digest"
@@ -89,6 +90,7 @@ func TestRequest(t *testing.T) {
 		{name: "the default's name", in: Request{Dockerfile: ".", Network: "default"}, attrs: map[string]string{}},
 		{name: "host's network", in: Request{Network: "host"}, attrs: map[string]string{"force-network-mode": "host"}},
 		{name: "network", in: Request{Network: "mine"}, bad: `network mode "mine" not supported`},
+		{name: "container's network", in: Request{Network: "container:c"}, bad: "only default, host and none"},
 		{name: "host without address", in: Request{ExtraHosts: []string{"h"}}, bad: `invalid host "h"`},
 		{name: "host without name", in: Request{ExtraHosts: []string{":1"}}, bad: "invalid host"},
 		{name: "two hosts in one", in: Request{ExtraHosts: []string{"h:192.0.2.9,g:192.0.2.8"}}, bad: "invalid host"},
@@ -96,7 +98,7 @@ func TestRequest(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			req, err := c.in.solve(alias)
 			if c.bad != "" {
-				if !errors.Is(err, ErrRequest) || !strings.Contains(err.Error(), c.bad) {
+				if !errors.Is(err, ErrRequest) || !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.bad) {
 					t.Fatalf("error %v, want %q", err, c.bad)
 				}
 				return

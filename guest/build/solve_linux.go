@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -187,8 +188,9 @@ func (s credentialServer) Credentials(_ context.Context, r *auth.CredentialsRequ
 	return &auth.CredentialsResponse{Username: user, Secret: secret}, nil
 }
 
-// ErrRequest is wrapped by errors that lie in a Request.
-var ErrRequest = errors.New("invalid build request")
+// ErrRequest is wrapped by errors that lie in a Request. It is an
+// errdefs.ErrInvalidArgument.
+var ErrRequest = errdefs.ErrInvalidArgument.WithMessage("invalid build request")
 
 // solve makes BuildKit's request.
 func (r *Request) solve(hostAlias netip.Addr) (*controlapi.SolveRequest, error) {
@@ -231,7 +233,7 @@ func (r *Request) solve(hostAlias netip.Addr) (*controlapi.SolveRequest, error) 
 	case "none":
 		attrs["force-network-mode"] = r.Network
 	default:
-		return req, fmt.Errorf("network mode %q not supported by buildkit: %w", r.Network, ErrRequest)
+		return req, fmt.Errorf("network mode %q not supported by buildkit, only default, host and none: %w", r.Network, ErrRequest)
 	}
 	hosts, err := extraHosts(r.ExtraHosts, hostAlias)
 	if err != nil {
