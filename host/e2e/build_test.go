@@ -316,6 +316,18 @@ func (h *home) noSteps(t testing.TB) {
 	eventually(t, "the end of every step", func() bool { return h.berth().ok(t, "ssh", look) == "" })
 }
 
+// TestBuildCgroup: a cgroup that a build asks for is below that of all builds, and goes
+// with the last step in it.
+func TestBuildCgroup(t *testing.T) {
+	h := machine(t)
+	for _, b := range h.builders(t) {
+		t.Run(b.name, func(t *testing.T) {
+			b.ok(t, "build", "--no-cache", "--cgroup-parent", "outer/inner", buildIn(t, "FROM hello\nRUN true"))
+			h.noSteps(t)
+		})
+	}
+}
+
 // TestBuildReady: a step that follows another begins in a process that was ready.
 func TestBuildReady(t *testing.T) {
 	h := machine(t)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -58,6 +59,7 @@ type Executor struct {
 
 	mu      sync.Mutex // guards what follows
 	running map[string]*running
+	parents map[string]int // cgroups between cgroupParent and steps, with the steps below
 }
 
 // running is a step that Exec may join. ready is closed when task is set, done
@@ -70,7 +72,7 @@ type running struct {
 
 // New returns an Executor. It ends what one of a former process has left.
 func New(o Options) (*Executor, error) {
-	e := &Executor{opts: o, running: map[string]*running{}}
+	e := &Executor{opts: o, running: map[string]*running{}, parents: map[string]int{}}
 	e.warm.log, e.warm.cfg = o.Log, container.PoolConfig{Parent: cgroupParent, ExecPath: o.ExecPath, Delay: warmDelay}
 	if err := e.sweep(); err != nil {
 		return nil, fmt.Errorf("end the steps of former builds: %w", err)
@@ -227,6 +229,8 @@ func (b *building) prepare(ctx context.Context, root executor.Mount, mounts []ex
 		return fmt.Errorf("make the step's directory: %w", err)
 	}
 	b.onUndo(func(context.Context) error { return os.RemoveAll(b.dir) })
+	b.e.holdParents(b.cgroup())
+	b.onUndo(func(context.Context) error { return b.e.dropParents(b.cgroup()) })
 	if err := b.mountRoot(ctx, root); err != nil {
 		return err
 	}
@@ -236,6 +240,53 @@ func (b *building) prepare(ctx context.Context, root executor.Mount, mounts []ex
 		return err
 	}
 	return b.makeSpec(ctx, root, mounts)
+}
+
+// between lists the cgroups between cgroupParent and a step's, the lowest first.
+func between(group string) []string {
+	var list []string
+	for dir := path.Dir(group); dir != cgroupParent; dir = path.Dir(dir) {
+		list = append(list, dir)
+	}
+	return list
+}
+
+// holdParents has the cgroups above a step's stay until dropParents.
+func (e *Executor) holdParents(group string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, dir := range between(group) {
+		e.parents[dir]++
+	}
+}
+
+// dropParents removes the cgroups above a step's that it was the last in.
+func (e *Executor) dropParents(group string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, dir := range e.unheld(group) {
+		g, err := cgroup.At(dir)
+		if err != nil {
+			return err
+		}
+		if err := os.Remove(g.Dir()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the cgroup of a build's steps: %w", err)
+		}
+	}
+	return nil
+}
+
+// unheld takes a step off the cgroups above it and returns those that hold none any
+// more, the lowest first. mu is held.
+func (e *Executor) unheld(group string) []string {
+	var list []string
+	for _, dir := range between(group) {
+		if e.parents[dir]--; e.parents[dir] == 0 {
+			delete(e.parents, dir)
+			list = append(list, dir)
+		}
+	}
+	return list
 }
 
 func (b *building) mountRoot(ctx context.Context, root executor.Mount) error {

@@ -37,6 +37,11 @@ func (b *building) hostname() string {
 	return hostname
 }
 
+// cgroup is the step's, below that of all steps whatever the build asks for.
+func (b *building) cgroup() string {
+	return path.Join(cgroupParent, path.Join("/", b.meta.CgroupParent), b.id)
+}
+
 func (b *building) networkMode() apicontainer.NetworkMode {
 	switch b.meta.NetMode {
 	case pb.NetMode_HOST:
@@ -131,7 +136,7 @@ func (b *building) input(mounts []specs.Mount, readonly bool) runspec.Input {
 		Config:     &apicontainer.Config{Cmd: m.Args, Env: m.Env, User: m.User, WorkingDir: m.Cwd, Tty: m.Tty},
 		HostConfig: hc,
 		Rootfs:     b.rootfs,
-		Cgroup:     path.Join(cgroupParent, path.Join("/", m.CgroupParent), b.id),
+		Cgroup:     b.cgroup(),
 		NetNS:      b.netns,
 		Mounts:     mounts,
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -91,6 +92,25 @@ func TestInput(t *testing.T) {
 	if hc := b.input(nil, true).HostConfig; !slices.Contains(hc.CapDrop, "ALL") || !slices.Contains(hc.SecurityOpt, "no-new-privileges") ||
 		!hc.ReadonlyRootfs || !hc.NetworkMode.IsNone() {
 		t.Errorf("a tool is given %+v", hc)
+	}
+}
+
+// TestParents: a cgroup that a build asks for stays as long as one of its steps.
+func TestParents(t *testing.T) {
+	for group, want := range map[string]string{
+		"/berth-build/id": "", "/berth-build/p/id": "/berth-build/p", "/berth-build/p/q/id": "/berth-build/p/q /berth-build/p",
+	} {
+		if got := strings.Join(between(group), " "); got != want {
+			t.Errorf("above %s there is %q, want %q", group, got, want)
+		}
+	}
+	e := &Executor{parents: map[string]int{}}
+	e.holdParents("/berth-build/p/one")
+	e.holdParents("/berth-build/p/q/two")
+	for _, drop := range []struct{ step, gone string }{{"/berth-build/p/q/two", "/berth-build/p/q"}, {"/berth-build/p/one", "/berth-build/p"}} {
+		if got := strings.Join(e.unheld(drop.step), " "); got != drop.gone {
+			t.Errorf("with %s goes %q, want %q", drop.step, got, drop.gone)
+		}
 	}
 }
 
