@@ -88,6 +88,7 @@ func TestRequest(t *testing.T) {
 			"image-resolve-mode": "pull", "force-network-mode": "none", "add-hosts": "h=192.0.2.9,g=192.0.2.1,six=[2001:db8::1]",
 		}},
 		{name: "the default's name", in: Request{Dockerfile: ".", Network: "default"}, attrs: map[string]string{}},
+		{name: "classic", in: Request{Classic: true}, attrs: map[string]string{classicOpt: "1"}},
 		{name: "host's network", in: Request{Network: "host"}, attrs: map[string]string{"force-network-mode": "host"}},
 		{name: "network", in: Request{Network: "mine"}, bad: `network mode "mine" not supported`},
 		{name: "container's network", in: Request{Network: "container:c"}, bad: "only default, host and none"},
@@ -118,6 +119,27 @@ func TestRequest(t *testing.T) {
 	}
 	if _, err := (&Request{ExtraHosts: []string{"h:host-gateway"}}).solve(netip.Addr{}); !errors.Is(err, ErrRequest) {
 		t.Errorf("no gateway is known, and the error is %v", err)
+	}
+}
+
+// TestExcluded: of the files that the builder reads, a .dockerignore may exclude each.
+func TestExcluded(t *testing.T) {
+	for _, c := range []struct{ ignore, dockerfile, want string }{
+		{"", "", ""},
+		{"other\n", "", ""},
+		{"Dockerfile\n.dockerignore\n", "", ".dockerignore Dockerfile"},
+		{"*\n!src\n", "./sub/../D", ".dockerignore D"},
+		{"*\n!Dockerfile\n", "", ".dockerignore"},
+		{"sub\n", "/sub/D", "sub/D"},
+		{"# .dockerignore\n.dockerfile.0a1b\n", ".dockerfile.0a1b", ".dockerfile.0a1b"},
+	} {
+		got, err := excluded([]byte(c.ignore), c.dockerfile)
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("%q excludes %q, %v, want %q", c.ignore, got, err, c.want)
+		}
+	}
+	if _, err := excluded([]byte("[\n"), ""); err == nil {
+		t.Error("a pattern that is none was taken")
 	}
 }
 

@@ -23,6 +23,10 @@ const frontendTime = 15 * time.Second
 // the published one gets it, if a registry has it; if none can be reached, it gets
 // the built-in one, and is told.
 func buildDockerfile(ctx context.Context, c client.Client) (*client.Result, error) {
+	c, err := classicContext(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	return dockerfile.Build(ctx, &offlineClient{Client: c})
 }
 

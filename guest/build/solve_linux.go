@@ -33,9 +33,12 @@ type Request struct {
 	Credentials func(host string) (user, secret string)
 
 	// Context is a tar of the context, compressed or not, or a Dockerfile. Remote, a
-	// URL, goes before it. With neither the session has the context.
+	// URL, goes before it. With neither the session has the context. What Classic's
+	// .dockerignore excludes of the files that the builder reads itself is in the
+	// context, and no step must see it.
 	Context io.Reader
 	Remote  string
+	Classic bool
 
 	Dockerfile string // its path in the context
 	Target     string
@@ -210,6 +213,9 @@ func (r *Request) solve(hostAlias netip.Addr) (*controlapi.SolveRequest, error) 
 	set("cache-from", strings.Join(r.CacheFrom, ","))
 	set("ulimit", strings.Join(r.Ulimits, ","))
 	set("cgroup-parent", r.CgroupPath)
+	if r.Classic {
+		attrs[classicOpt] = "1"
+	}
 	if r.ShmSize > 0 {
 		attrs["shm-size"] = strconv.FormatInt(r.ShmSize, 10)
 	}

@@ -117,7 +117,7 @@ func (s *Server) build(c *call) error {
 	_ = http.NewResponseController(c.w).EnableFullDuplex()
 	p := &progress{c: c}
 	var out builds.Output = &builds.Classic{Report: p.report, Quiet: c.flag("q")}
-	if c.query("version") == "2" {
+	if !r.Classic {
 		out = builds.Trace(p.report)
 	}
 	uploaded := c.query("remote") == "upload-request"
@@ -130,7 +130,7 @@ func (c *call) buildRequest() (builds.Request, error) {
 	r := builds.Request{
 		Session: c.query("session"), Remote: c.query("remote"), Dockerfile: c.query("dockerfile"), Target: c.query("target"),
 		Network: c.query("networkmode"), ExtraHosts: q["extrahosts"], CgroupPath: c.query("cgroupparent"),
-		NoCache: c.flag("nocache"), Pull: c.flag("pull"),
+		NoCache: c.flag("nocache"), Pull: c.flag("pull"), Classic: c.query("version") != "2",
 	}
 	switch r.Remote {
 	case "client-session", "upload-request":
@@ -138,7 +138,7 @@ func (c *call) buildRequest() (builds.Request, error) {
 	case "":
 		r.Context = c.Body
 	}
-	if c.query("version") == "2" && c.query("session") != "" && c.query("remote") == "client-session" {
+	if !r.Classic && c.query("session") != "" && c.query("remote") == "client-session" {
 		r.Context = nil
 	}
 	for _, t := range q["t"] {

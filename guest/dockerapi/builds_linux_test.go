@@ -30,7 +30,7 @@ func TestBuildRequest(t *testing.T) {
 		body  bool // the context is the request's body
 		bad   string
 	}{
-		{name: "nothing", body: true},
+		{name: "nothing", body: true, want: builds.Request{Classic: true}},
 		{name: "all", body: true, query: url.Values{
 			"t": {"a", "localhost:5000/b:1"}, "dockerfile": {"D"}, "target": {"x"}, "networkmode": {"none"}, "extrahosts": {"h:1.2.3.4"},
 			"nocache": {"1"}, "pull": {"true"}, "platform": {"linux/amd64,linux/arm64"}, "shmsize": {"9"}, "cgroupparent": {"p"},
@@ -39,11 +39,11 @@ func TestBuildRequest(t *testing.T) {
 		}, want: builds.Request{
 			Tags: []string{"docker.io/library/a:latest", "localhost:5000/b:1"}, Dockerfile: "D", Target: "x", Network: "none",
 			ExtraHosts: []string{"h:1.2.3.4"}, NoCache: true, Pull: true, Platforms: "linux/amd64,linux/arm64", ShmSize: 9, CgroupPath: "p",
-			Args: map[string]string{"A": "1"}, Labels: map[string]string{"l": "2"}, CacheFrom: []string{"c"}, Ulimits: []string{"nofile=1:2"},
+			Args: map[string]string{"A": "1"}, Labels: map[string]string{"l": "2"}, CacheFrom: []string{"c"}, Ulimits: []string{"nofile=1:2"}, Classic: true,
 		}},
 		{name: "session", query: url.Values{"version": {"2"}, "session": {"s"}, "remote": {"client-session"}}, want: builds.Request{Session: "s"}},
 		{name: "upload", query: url.Values{"version": {"2"}, "session": {"s"}, "remote": {"upload-request"}}, want: builds.Request{Session: "s"}},
-		{name: "URL", query: url.Values{"remote": {"https://h/x.git#main"}}, want: builds.Request{Remote: "https://h/x.git#main"}},
+		{name: "URL", query: url.Values{"remote": {"https://h/x.git#main"}}, want: builds.Request{Remote: "https://h/x.git#main", Classic: true}},
 		{name: "tag", query: url.Values{"t": {"A B"}}, bad: "invalid reference format"},
 		{name: "digest", query: url.Values{"t": {"a@sha256:" + strings.Repeat("0", 64)}}, bad: "cannot contain a digest"},
 		{name: "platform", query: url.Values{"platform": {"a/b/c/d/e"}}, bad: "platform"},

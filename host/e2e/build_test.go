@@ -173,6 +173,35 @@ func TestBuildCache(t *testing.T) {
 	}
 }
 
+// TestBuildExcluded: what .dockerignore excludes is in no step's context, even what the
+// builder must read. A Dockerfile from elsewhere, which some clients put among the
+// context's files, is not there, and changes nothing for the cache.
+func TestBuildExcluded(t *testing.T) {
+	h := machine(t)
+	dir := buildContext(t, map[string]string{
+		"in/Dockerfile": "FROM hello\nCOPY . /ctx/\nCMD ls -A /ctx\n", "in/.dockerignore": "Dockerfile\n.dockerignore\nskipped\n",
+		"in/f": "", "in/skipped": "",
+		"plain/f": "", "elsewhere": "FROM hello\nCOPY . /ctx/\nRUN cat /proc/sys/kernel/random/uuid > /u\nCMD ls -A /ctx; cat /u\n",
+	})
+	for _, b := range h.builders(t) {
+		t.Run(b.name, func(t *testing.T) {
+			name := "e2e-excluded-" + b.name
+			b.ok(t, "build", "-q", "-t", name, dir+"/in")
+			if got := b.ok(t, "run", "--rm", name); got != "f" {
+				t.Errorf("the context had %q, want f alone", got)
+			}
+			var seen []string
+			for range 2 {
+				b.ok(t, "build", "-q", "-t", name, "-f", dir+"/elsewhere", dir+"/plain")
+				seen = append(seen, b.ok(t, "run", "--rm", name))
+			}
+			if !strings.HasPrefix(seen[0], "f\n") || seen[0] != seen[1] {
+				t.Errorf("with a Dockerfile from elsewhere, the images print %q", seen)
+			}
+		})
+	}
+}
+
 // TestBuildUnpacked: the layers of an image that is unpacked are not extracted once
 // more for the build that stands on it: its files are there once.
 func TestBuildUnpacked(t *testing.T) {
