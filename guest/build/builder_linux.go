@@ -88,6 +88,7 @@ type opened struct {
 	conns    *connListener
 	uploads  *uploads
 	traces   *sdktrace.TracerProvider
+	room     *room
 	git      *git.Server // nil: the machine's own git is BuildKit's
 	stop     context.CancelFunc
 	serving  sync.WaitGroup
@@ -214,6 +215,8 @@ func (b *Builder) start() (_ *opened, err error) {
 	if err != nil {
 		return nil, err
 	}
+	links := solver.NewCacheManager(ctx, "local", cache, worker.NewCacheResultStorage(workers))
+	o.room = b.newRoom(o.worker, links)
 	hosts := o.worker.RegistryHosts
 	o.control, err = control.NewController(control.Opt{
 		SessionManager:   sessions,
@@ -222,7 +225,7 @@ func (b *Builder) start() (_ *opened, err error) {
 			"dockerfile.v0": forwarder.NewGatewayForwarder(workers.Infos(), buildDockerfile),
 			"gateway.v0":    gate,
 		},
-		CacheManager: solver.NewCacheManager(ctx, "local", cache, worker.NewCacheResultStorage(workers)),
+		CacheManager: links,
 		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
 			"registry": registry.ResolveCacheExporterFunc(sessions, hosts),
 			"local":    local.ResolveCacheExporterFunc(sessions),

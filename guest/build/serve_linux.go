@@ -29,8 +29,12 @@ func (b *Builder) serve(o *opened) {
 	o.server = grpc.NewServer(
 		grpc.StatsHandler(tracing.ServerStatsHandler(otelgrpc.WithTracerProvider(o.traces), otelgrpc.WithPropagators(propagation.TraceContext{}))),
 		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if info.FullMethod != controlapi.Control_Solve_FullMethodName {
+				return handle(ctx, req)
+			}
+			defer o.room.begin(ctx)()
 			resp, err := handle(ctx, req)
-			if err != nil && info.FullMethod == controlapi.Control_Solve_FullMethodName {
+			if err != nil {
 				b.sweep(o)
 			}
 			return resp, err

@@ -90,6 +90,7 @@ func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.
 	}
 	var g errgroup.Group
 	g.Go(func() error {
+		defer o.room.begin(ctx)()
 		resp, err := o.control.Solve(ctx, req)
 		if err == nil {
 			id = resp.ExporterResponse[exptypes.ExporterImageDigestKey]
