@@ -33,7 +33,7 @@ func Drain(set *Set, stream Stream, file *os.File, tty bool, log Log) error {
 		if err != nil {
 			return fmt.Errorf("drain %v: %w", stream, err)
 		}
-		src = &teeing{raw: raw}
+		src = &teeing{file: file, raw: raw}
 	}
 	return drain(set, stream, src, log)
 }
@@ -146,9 +146,15 @@ func (r *reading) consume(n int) { r.off = n }
 
 // teeing looks at a pipe's bytes without taking them.
 type teeing struct {
-	raw syscall.RawConn
-	buf []byte
+	file *os.File
+	raw  syscall.RawConn
+	buf  []byte
 }
+
+// firstLook and lastLook bound how long a pipe is waited for that is not empty. The
+// kernel tells of what is written to it, but not of a writer that has filled it and
+// waits for room to write the rest, unless it was empty before.
+const firstLook, lastLook = time.Millisecond, time.Second
 
 // scratch holds the pipes that bytes are copied through. Only streams that have
 // something to say hold one, and only while they look.
@@ -174,6 +180,23 @@ func putScratch(p [2]int) {
 }
 
 func (t *teeing) next(seen int) (data []byte, full, end bool, err error) {
+	for wait := firstLook; ; wait = min(2*wait, lastLook) {
+		deadline := time.Time{}
+		if seen > 0 {
+			deadline = time.Now().Add(wait)
+		}
+		if err := t.file.SetReadDeadline(deadline); err != nil {
+			return nil, false, false, err
+		}
+		data, full, end, err = t.look(seen)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return data, full, end, err
+		}
+	}
+}
+
+// look is next, until the file's deadline.
+func (t *teeing) look(seen int) (data []byte, full, end bool, err error) {
 	failed := false
 	err = t.raw.Read(func(fd uintptr) bool {
 		var ok bool

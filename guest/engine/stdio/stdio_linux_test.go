@@ -131,6 +131,45 @@ func TestDrainBulk(t *testing.T) {
 	}
 }
 
+// TestDrainFullPipe: the kernel does not say that a pipe has become full when it was
+// not empty before, as with an unfinished line in it.
+func TestDrainFullPipe(t *testing.T) {
+	r, w := pipe(t)
+	w.Fd() // blocking, as a container's
+	set, log := NewSet(), &memLog{}
+	reader := set.Subscribe(true, false)
+	done := make(chan error, 1)
+	go func() { done <- Drain(set, Stdout, r, false, log) }()
+	written := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(w, "unfinished ")
+		if _, _, rerr := reader.Next(); err == nil { // it has been looked at
+			err = rerr
+		}
+		reader.Close()
+		if err == nil {
+			_, err = io.WriteString(w, strings.Repeat("y", 4*batch)+"\n")
+		}
+		written <- err
+	}()
+	select {
+	case err := <-written:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the process waits for ever")
+		r.Close()
+	}
+	w.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(log.got, ""); got != "unfinished "+strings.Repeat("y", 4*batch)+"\n" {
+		t.Errorf("logged %d bytes", len(got))
+	}
+}
+
 // TestUnloggedStaysInPipe: what is not logged yet must still be in the pipe, so
 // that an engine that takes over finds it.
 func TestUnloggedStaysInPipe(t *testing.T) {
@@ -143,7 +182,7 @@ func TestUnloggedStaysInPipe(t *testing.T) {
 	if _, err := io.WriteString(w, "whole\npart"); err != nil {
 		t.Fatal(err)
 	}
-	src := &teeing{raw: raw}
+	src := &teeing{file: r, raw: raw}
 	data, _, _, err := src.next(0)
 	if err != nil {
 		t.Fatal(err)
