@@ -3,10 +3,12 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -788,6 +790,60 @@ func TestEndOfOutput(t *testing.T) {
 	}
 	if ep := info.NetworkSettings.Networks["bridge"]; ep == nil || ep.IPAddress.IsValid() {
 		t.Errorf("after the end of the output it is still on the network: %+v", ep)
+	}
+}
+
+// TestNonBlockingLog: in that mode a container goes on when its log takes nothing.
+func TestNonBlockingLog(t *testing.T) {
+	e := enginetest.New(t).Engine()
+	const much = 200_000 // bytes; the pipe and the log take less between them
+	id := create(t, e, "chatty", &apicontainer.HostConfig{LogConfig: apicontainer.LogConfig{Type: "json-file",
+		Config: map[string]string{"mode": "non-blocking", "max-buffer-size": "100k"}}},
+		"echo", strings.Repeat("x", much), strings.Repeat("y", much), strings.Repeat("z", much), "end")
+	info, err := e.Inspect(ctx, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(info.LogPath, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(info.LogPath, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	seen, attached := make(chan struct{}), make(chan error, 1)
+	begun := make(chan struct{})
+	go func() {
+		attached <- e.Attach(ctx, id, engine.Attached{Stdout: true, Stream: true, Begin: func(bool) (func(stdio.Stream, []byte) error, error) {
+			close(begun)
+			return func(_ stdio.Stream, p []byte) error {
+				if strings.HasSuffix(string(p), "end\n") {
+					close(seen)
+				}
+				return nil
+			}, nil
+		}})
+	}()
+	<-begun
+	start(t, e, id)
+	select {
+	case <-seen:
+	case <-time.After(10 * time.Second):
+		t.Error("the container waits for its log")
+	}
+	logged, err := io.ReadAll(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-attached; err != nil {
+		t.Error(err)
+	}
+	if code := wait(t, e, id, apicontainer.WaitConditionNotRunning); code != 0 {
+		t.Errorf("it exited with %d", code)
+	}
+	if !strings.HasPrefix(string(logged), `{"log":"xxx`) || len(logged) > 2*much {
+		t.Errorf("%d bytes were logged: %.100s", len(logged), logged)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/berthvm/berth/guest/binfmt"
 	"github.com/berthvm/berth/guest/container"
 	"github.com/berthvm/berth/guest/container/seccomp"
+	"github.com/berthvm/berth/guest/engine/logfile"
 	"github.com/berthvm/berth/guest/engine/record"
 	"github.com/berthvm/berth/guest/engine/runspec"
 	"github.com/berthvm/berth/guest/engine/stdio"
@@ -519,30 +521,7 @@ func (c *Container) adopt(r *run, en ends) error {
 	stdin, stdout, stderr, master := poll(en.stdin), poll(en.stdout), poll(en.stderr), poll(en.master)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var log stdio.Log
-	if c.log != nil {
-		log = c.log
-	}
-	streams := c.streams
-	ok := true
-	drain := func(stream stdio.Stream, f *os.File) {
-		if f == nil {
-			return
-		}
-		r.pipes = append(r.pipes, f)
-		r.drained.Add(1)
-		ok = c.e.goRun(func() {
-			defer r.drained.Done()
-			defer f.Close()
-			if err := stdio.Drain(streams, stream, f, f == master, log); err != nil {
-				c.e.log.Warn("log entries are lost", "container", c.id, "error", err)
-			}
-		}) && ok
-	}
-	drain(stdio.Stdout, master)
-	drain(stdio.Stdout, stdout)
-	drain(stdio.Stderr, stderr)
-	if !ok {
+	if !c.carry(r, source{stdio.Stdout, master, true}, source{stdio.Stdout, stdout, false}, source{stdio.Stderr, stderr, false}) {
 		for _, f := range opened {
 			f.Close()
 		}
@@ -554,6 +533,69 @@ func (c *Container) adopt(r *run, en ends) error {
 	}
 	c.run = r
 	return nil
+}
+
+// source is where a container's output comes from.
+type source struct {
+	stream stdio.Stream
+	file   *os.File // nil: nowhere
+	tty    bool
+}
+
+// carry starts to bring a run's output to the log and to those attached. It reports
+// false when the engine is shutting down. The caller holds mu.
+func (c *Container) carry(r *run, from ...source) bool {
+	streams := c.streams
+	log, ring := c.takeLog()
+	spawn := func(f func() error) bool {
+		r.drained.Add(1)
+		ok := c.e.goRun(func() {
+			defer r.drained.Done()
+			if err := f(); err != nil {
+				c.e.log.Warn("log entries are lost", "container", c.id, "error", err)
+			}
+		})
+		if !ok {
+			r.drained.Done()
+		}
+		return ok
+	}
+	ok := true
+	var feeding sync.WaitGroup // the ring
+	for _, src := range from {
+		if src.file == nil {
+			continue
+		}
+		r.pipes = append(r.pipes, src.file)
+		feeding.Add(1)
+		if !spawn(func() error {
+			defer feeding.Done()
+			defer src.file.Close()
+			return stdio.Drain(streams, src.stream, src.file, src.tty, log)
+		}) {
+			feeding.Done()
+			ok = false
+		}
+	}
+	if ring == nil {
+		return ok
+	}
+	return spawn(func() error {
+		go func() { feeding.Wait(); ring.Close() }()
+		return ring.Run()
+	}) && ok
+}
+
+// takeLog is what takes the container's output, nil for nothing: its log, or a ring
+// before it that somebody has to run.
+func (c *Container) takeLog() (stdio.Log, *logfile.Ring) {
+	if c.log == nil {
+		return nil, nil
+	}
+	if ring := c.log.Ring(); ring != nil {
+		return ring, ring
+	}
+	return c.log, nil
 }
 
 // openStdin gives the streams what the user's input is written to. The caller

@@ -252,6 +252,90 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
+// stuckLog takes nothing until it is let go.
+type stuckLog struct {
+	called chan struct{} // closed by the first call
+	free   chan struct{}
+	lines  []string
+}
+
+func (l *stuckLog) Append(entries ...Entry) error {
+	select {
+	case <-l.called:
+	default:
+		close(l.called)
+	}
+	<-l.free
+	for _, e := range entries {
+		l.lines = append(l.lines, string(e.Line))
+	}
+	return nil
+}
+
+// TestRing: a log that is stuck holds nobody up, and gets what came first.
+func TestRing(t *testing.T) {
+	const size = 20 * (entrySize + 4)
+	log := &stuckLog{called: make(chan struct{}), free: make(chan struct{})}
+	r := NewRing(log, size)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run() }()
+	line := []byte("000\n")
+	put := func(n int) {
+		copy(line, fmt.Sprintf("%03d\n", n)) // a ring keeps none of the caller's memory
+		if err := r.Append(Entry{Line: line}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(0)
+	<-log.called // with the first line
+	for n := 1; n < 100; n++ {
+		put(n)
+	}
+	close(log.free)
+	r.Close()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "79 entries did not fit in the buffer of 1520 bytes") {
+		t.Errorf("the end: %v", err)
+	}
+	if got := strings.Join(log.lines, ""); len(log.lines) != 21 || !strings.HasPrefix(got, "000\n001\n") || !strings.HasSuffix(got, "020\n") {
+		t.Errorf("logged %q", got)
+	}
+	put(100)
+	if len(log.lines) != 21 {
+		t.Error("a closed ring takes entries")
+	}
+
+	// One that is larger than the ring is taken when nothing else is in it.
+	log = &stuckLog{called: make(chan struct{}), free: make(chan struct{})}
+	r = NewRing(log, 0)
+	put(0)
+	put(1)
+	close(log.free)
+	r.Close()
+	if err := r.Run(); err == nil || len(log.lines) != 1 || log.lines[0] != "000\n" {
+		t.Errorf("logged %q: %v", log.lines, err)
+	}
+}
+
+func TestMode(t *testing.T) {
+	for _, c := range []struct {
+		config map[string]string
+		buffer int64 // -1: the container waits for its log
+	}{
+		{nil, -1},
+		{map[string]string{"mode": "blocking"}, -1},
+		{map[string]string{"mode": "non-blocking"}, 1_000_000},
+		{map[string]string{"mode": "non-blocking", "max-buffer-size": "4m"}, 4 << 20},
+	} {
+		o, err := ParseOptions("local", c.config)
+		if err != nil || o.NonBlocking != (c.buffer >= 0) || o.NonBlocking && o.Buffer != c.buffer {
+			t.Errorf("%v: %+v, %v", c.config, o, err)
+		}
+		if ring := New("x", o).Ring(); (ring != nil) != o.NonBlocking {
+			t.Errorf("%v: ring %v", c.config, ring)
+		}
+	}
+}
+
 func TestAttributes(t *testing.T) {
 	got, err := Attributes(map[string]string{"labels": "a,none", "labels-regex": "^b", "env": "X", "env-regex": "^Y.$", "tag": "{{.Name}}/{{.ID}}"},
 		Origin{FullID: strings.Repeat("0123456789abcdef", 4), Name: "web", Labels: map[string]string{"a": "1", "b2": "2", "c": "3"},

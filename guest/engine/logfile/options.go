@@ -17,6 +17,9 @@ type Options struct {
 	MaxFiles int   // at least 1, the one being written included
 	Compress bool  // what is set aside
 	Attrs    map[string]string
+
+	NonBlocking bool  // a Ring stands before the log
+	Buffer      int64 // its size in bytes
 }
 
 // ParseOptions reads the options of docker's json-file and local drivers, among
@@ -30,6 +33,9 @@ func ParseOptions(driver string, config map[string]string) (Options, error) {
 		return Options{}, err
 	}
 	var err error
+	if err = o.parseMode(config); err != nil {
+		return Options{}, err
+	}
 	if v, ok := config["max-size"]; ok {
 		if o.MaxSize, err = units.FromHumanSize(v); err != nil {
 			return Options{}, invalid("invalid value for max-size: %s: %v", v, err)
@@ -66,22 +72,29 @@ func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
 }
 
-// checkNames refuses options that the driver does not have, and looks at those of
-// all drivers.
-func checkNames(driver string, config map[string]string) error {
+// parseMode reads the options that say who waits when a log is slow: the container,
+// or nobody.
+func (o *Options) parseMode(config map[string]string) (err error) {
 	switch config["mode"] {
-	case "", "blocking", "non-blocking":
+	case "", "blocking":
+	case "non-blocking":
+		o.NonBlocking, o.Buffer = true, DefaultBuffer
 	default:
 		return invalid("logger: logging mode not supported: %s", config["mode"])
 	}
 	if v, ok := config["max-buffer-size"]; ok {
-		if config["mode"] != "non-blocking" {
+		if !o.NonBlocking {
 			return invalid("logger: max-buffer-size option is only supported with 'mode=non-blocking'")
 		}
-		if _, err := units.RAMInBytes(v); err != nil {
+		if o.Buffer, err = units.RAMInBytes(v); err != nil {
 			return invalid("error parsing option max-buffer-size: %v", err)
 		}
 	}
+	return nil
+}
+
+// checkNames refuses options that the driver does not have.
+func checkNames(driver string, config map[string]string) error {
 	for key := range config {
 		switch key {
 		case "max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size":
