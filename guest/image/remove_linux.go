@@ -158,7 +158,7 @@ func (s *Store) dropNames(ctx context.Context, r record, drop []images.Image) ([
 // space is free.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	ctx = s.ctx(ctx)
-	before, err := s.DiskUsage(ctx)
+	before, err := s.imagesParts(ctx)
 	if err != nil {
 		return Pruned{}, err
 	}
@@ -186,12 +186,8 @@ func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	if err := s.collect(ctx); err != nil {
 		return pruned, err
 	}
-	after, err := s.DiskUsage(ctx)
-	if err != nil {
-		return pruned, err
-	}
-	pruned.Reclaimed = max(before.Content+before.Layers-after.Content-after.Layers, 0)
-	return pruned, nil
+	pruned.Reclaimed, err = s.gone(ctx, before)
+	return pruned, err
 }
 
 // wanted are the database's names by which containers know their images.

@@ -39,9 +39,11 @@ func (s *Store) DiskUsage(ctx context.Context) (du DiskUsage, err error) {
 	if err != nil {
 		return du, err
 	}
-	if du.Images, err = s.imagesUsage(ctx); err != nil {
+	parts, err := s.imagesParts(ctx)
+	if err != nil {
 		return du, err
 	}
+	du.Images = parts.size()
 	for _, key := range s.RootfsKeys() {
 		r, err := s.Rootfs(ctx, key)
 		if err != nil {
@@ -56,12 +58,46 @@ func (s *Store) DiskUsage(ctx context.Context) (du DiskUsage, err error) {
 	return du, nil
 }
 
-// imagesUsage measures what images have: their blobs and unpacked layers, each once.
-// An image that lost its last name while containers use it is one still.
-func (s *Store) imagesUsage(ctx context.Context) (int64, error) {
+// imageParts are the sizes of what images have, each part once: their blobs, and
+// their unpacked layers by chain ID.
+type imageParts struct{ blobs, layers map[digest.Digest]int64 }
+
+func (p imageParts) size() (total int64) {
+	for _, sizes := range []map[digest.Digest]int64{p.blobs, p.layers} {
+		for _, size := range sizes {
+			total += size
+		}
+	}
+	return total
+}
+
+// gone is the size of the parts that the store does not have any more.
+func (s *Store) gone(ctx context.Context, p imageParts) (total int64, err error) {
+	for blob, size := range p.blobs {
+		_, err := s.content.Info(ctx, blob)
+		if errdefs.IsNotFound(err) {
+			total += size
+		} else if err != nil {
+			return total, err
+		}
+	}
+	for chain, size := range p.layers {
+		_, err := s.snap.Stat(ctx, chain.String())
+		if errdefs.IsNotFound(err) {
+			total += size
+		} else if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// imagesParts finds what images have. An image that lost its last name while
+// containers use it is one still.
+func (s *Store) imagesParts(ctx context.Context) (imageParts, error) {
 	list, err := s.images.List(ctx)
 	if err != nil {
-		return 0, err
+		return imageParts{}, err
 	}
 	targets := []ocispec.Descriptor{}
 	for _, img := range list {
@@ -72,25 +108,19 @@ func (s *Store) imagesUsage(ctx context.Context) (int64, error) {
 			targets = append(targets, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: r.Manifest})
 		}
 	}
-	blobs, layers := map[digest.Digest]int64{}, map[digest.Digest]int64{}
+	parts := imageParts{map[digest.Digest]int64{}, map[digest.Digest]int64{}}
 	for _, t := range targets {
-		found, err := s.manifests(ctx, t, blobs, &Image{}, 0)
+		found, err := s.manifests(ctx, t, parts.blobs, &Image{}, 0)
 		if err != nil {
-			return 0, err
+			return parts, err
 		}
 		for _, c := range found {
-			if err := s.addLayers(ctx, c, layers); err != nil {
-				return 0, err
+			if err := s.addLayers(ctx, c, parts.layers); err != nil {
+				return parts, err
 			}
 		}
 	}
-	var total int64
-	for _, sizes := range []map[digest.Digest]int64{blobs, layers} {
-		for _, size := range sizes {
-			total += size
-		}
-	}
-	return total, nil
+	return parts, nil
 }
 
 // addLayers measures the unpacked layers of a manifest, by chain ID.

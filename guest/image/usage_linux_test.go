@@ -96,3 +96,32 @@ func holdSnapshot(t *testing.T, s *Store, lease, name string) {
 		t.Fatal(err)
 	}
 }
+
+// TestPruneReclaims what the usage said that images take, less what somebody else
+// keeps, and not what no image had: an archive's index, a blob of a broken pull.
+func TestPruneReclaims(t *testing.T) {
+	s := open(t)
+	ctx := s.ctx(t.Context())
+	for _, held := range []bool{false, true} {
+		img := load(t, s, simple(t, "hello"), "docker.io/library/simple:1")
+		load(t, s, simple(t, "hello, too"), "docker.io/library/simple:2") // on the same layer
+		du, err := s.DiskUsage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := du.Images
+		if held {
+			l := leases.Lease{ID: "builder"}
+			if _, err := s.leases.Create(ctx, leases.WithID(l.ID)); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.leases.AddResource(ctx, l, leases.Resource{ID: img.Layers[0].Digest.String(), Type: "content"}); err != nil {
+				t.Fatal(err)
+			}
+			want -= img.Layers[0].Size
+		}
+		if got, err := s.Prune(ctx, PruneOptions{All: true}); err != nil || got.Reclaimed != want {
+			t.Errorf("of %d bytes of images and %d of content and layers, %d were reclaimed, want %d: %v", du.Images, du.Content+du.Layers, got.Reclaimed, want, err)
+		}
+	}
+}
