@@ -711,6 +711,14 @@ func TestPublishedPorts(t *testing.T) {
 	if got := strings.Join(w.Listeners(), " "); got != want {
 		t.Errorf("the host listens on %s, want %s", got, want)
 	}
+	six := create(t, e, "six", bind("80/tcp", apinet.PortBinding{HostIP: netip.IPv6Unspecified(), HostPort: "8090"}), "sleep")
+	start(t, e, six)
+	if got := strings.Join(w.Listeners(), " "); got != want+" tcp6 [::]:8090" {
+		t.Errorf("for all IPv6 addresses the host listens on %s", got)
+	}
+	if err := e.Stop(ctx, six, engine.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	i, err := e.Inspect(ctx, id, false)
 	if err != nil {
 		t.Fatal(err)

@@ -22,7 +22,8 @@ import (
 type Publisher interface {
 	// Open listens on an address of the host's, whose port may be 0, for
 	// connections to what target says when they come, and returns where it does. It
-	// listens until the HostPort is closed. proto is "tcp" or "udp".
+	// listens until the HostPort is closed. proto is "tcp" or "udp", or "tcp6" or "udp6"
+	// where "[::]" is no IPv4 address too.
 	Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, HostPort, error)
 }
 
@@ -210,6 +211,9 @@ const allocated = "port is already allocated"
 // listen opens one listener. For all addresses it is the IPv6 one, which takes
 // IPv4 too, unless the host has no IPv6.
 func (e *Engine) listen(ctx context.Context, proto string, ip netip.Addr, port uint16, target func() netip.AddrPort) (netip.AddrPort, HostPort, error) {
+	if ip == netip.IPv6Unspecified() {
+		proto += "6" // IPv4 is another's to publish, or nobody's
+	}
 	if ip.IsValid() {
 		return e.opts.Publisher.Open(ctx, proto, netip.AddrPortFrom(ip, port).String(), target)
 	}

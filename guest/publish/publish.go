@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,7 +47,8 @@ func New(secret []byte, connect func(ctx context.Context) (net.Conn, error), log
 type Port struct {
 	publisher *Publisher
 	id        uint64
-	network   string
+	network   string // "tcp" or "udp"
+	only      string // "6" for IPv6 only, or nothing
 	target    func() netip.AddrPort
 	addr      netip.AddrPort
 	done      chan struct{} // closed by Close
@@ -57,9 +59,11 @@ type Port struct {
 
 // Open listens on the host's address ("0.0.0.0:8080"; port 0 lets the host choose)
 // for connections, each of which leads to what target says then. network is "tcp" or
-// "udp". The host listens when Open returns.
+// "udp", or "tcp6" or "udp6" where "[::]" is no IPv4 address too. The host listens
+// when Open returns.
 func (p *Publisher) Open(ctx context.Context, network, address string, target func() netip.AddrPort) (*Port, error) {
-	if network != "tcp" && network != "udp" {
+	base, six := strings.CutSuffix(network, "6")
+	if base != "tcp" && base != "udp" {
 		return nil, fmt.Errorf("cannot publish a port: protocol %q cannot be forwarded from the host", network)
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
@@ -68,7 +72,10 @@ func (p *Publisher) Open(ctx context.Context, network, address string, target fu
 	if err != nil {
 		return nil, fmt.Errorf("cannot publish a port: the machine's host does not answer: %w", err)
 	}
-	port := &Port{publisher: p, network: network, target: target, stream: stream, done: make(chan struct{})}
+	port := &Port{publisher: p, network: base, target: target, stream: stream, done: make(chan struct{})}
+	if six {
+		port.only = "6"
+	}
 	p.mu.Lock()
 	p.last++
 	port.id = p.last
@@ -94,7 +101,7 @@ func (port *Port) ask(ctx context.Context, stream net.Conn, address string) (add
 	if _, err := stream.Write(port.publisher.secret); err != nil {
 		return addr, err
 	}
-	req := wire.PublishRequest{ID: port.id, Network: port.network, Address: address, PublishTarget: port.direct()}
+	req := wire.PublishRequest{ID: port.id, Network: port.network + port.only, Address: address, PublishTarget: port.direct()}
 	if err := wire.WriteFrame(stream, req); err != nil {
 		return addr, err
 	}

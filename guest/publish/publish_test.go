@@ -21,13 +21,14 @@ type host struct {
 	publish, portal net.Listener
 	closed          chan struct{} // gets a value when a publish stream ends
 	asked           chan net.Conn // gets each publish stream, while there is room
+	networks        chan string   // gets what each of them is for
 	used            atomic.Int32
 }
 
 func newHost(t *testing.T, secret []byte) (*host, *Publisher) {
 	t.Helper()
 	dir := t.TempDir()
-	h := &host{closed: make(chan struct{}, 10), asked: make(chan net.Conn, 10)}
+	h := &host{closed: make(chan struct{}, 10), asked: make(chan net.Conn, 10), networks: make(chan string, 10)}
 	for name, l := range map[string]*net.Listener{"publish": &h.publish, "portal": &h.portal} {
 		var err error
 		if *l, err = net.Listen("unix", filepath.Join(dir, name)); err != nil {
@@ -72,6 +73,7 @@ func (h *host) serve(secret []byte) {
 		wire.WriteFrame(conn, reply)
 		select {
 		case h.asked <- conn:
+			h.networks <- req.Network
 		default:
 		}
 		go func() {
@@ -215,6 +217,30 @@ func TestTarget(t *testing.T) {
 			t.Errorf("the host was told %q, want %q", to, want)
 		}
 	}
+}
+
+// TestIPv6Only: of an address of the host's only; the container is dialled as ever.
+func TestIPv6Only(t *testing.T) {
+	h, p := newHost(t, secret)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port, err := p.Open(t.Context(), "tcp6", "[::]:0", to(l.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	if got := <-h.networks; got != "tcp6" {
+		t.Errorf("the host was asked for %q", got)
+	}
+	defer h.open(t, port.id).Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
 }
 
 func TestRefusals(t *testing.T) {

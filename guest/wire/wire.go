@@ -264,8 +264,8 @@ type FolderRequest struct {
 // after the secret.
 type PublishRequest struct {
 	ID      uint64 `json:"id"`      // chosen by the guest, comes back in each PortalRequest
-	Network string `json:"network"` // "tcp" or "udp"
-	Address string `json:"address"` // on the host: "0.0.0.0:8080", "[::1]:0", ":80" for all addresses
+	Network string `json:"network"` // "tcp" or "udp"; "tcp6" or "udp6" where "[::]" is no IPv4 address too
+	Address string `json:"address"` // on the host: "0.0.0.0:8080", "[::1]:0"
 	PublishTarget
 }
 

@@ -217,6 +217,33 @@ func TestGatewayModes(t *testing.T) {
 	}
 }
 
+// TestRoutedIPv4 publishes by IPv6 only, where IPv4 is routed.
+func TestRoutedIPv4(t *testing.T) {
+	c := machine(t).berth()
+	t.Cleanup(func() {
+		c.exec("rm", "-f", "six")
+		c.exec("network", "rm", "half-routed")
+	})
+	const mode = "com.docker.network.bridge.gateway_mode_"
+	c.ok(t, "network", "create", "--ipv6", "--subnet", "10.79.1.0/24", "--subnet", "fd79:1::/64", "-o", mode+"ipv4=routed", "-o", mode+"ipv6=nat", "half-routed")
+	c.ok(t, "run", "-d", "--name", "six", "--network", "half-routed", "-p", "80", "hello", "sh", "-c",
+		"mkdir /www; echo here >/www/index.html; exec httpd -f -p [::]:80 -h /www")
+	shown := strings.Fields(c.ok(t, "port", "six", "80"))
+	i := slices.IndexFunc(shown, func(s string) bool { return strings.HasPrefix(s, "[::]:") })
+	if i < 0 {
+		t.Fatalf("published at %q", shown)
+	}
+	port := strings.TrimPrefix(shown[i], "[::]:")
+	if got := get(t, "http://[::1]:"+port+"/"); got != "here\n" {
+		t.Errorf("by IPv6: %q", got)
+	}
+	free, err := net.Listen("tcp4", "0.0.0.0:"+port)
+	if err != nil {
+		t.Fatalf("the port is taken for IPv4 too: %v", err)
+	}
+	free.Close()
+}
+
 // TestEndpointSettings: what the API lets an endpoint ask for.
 func TestEndpointSettings(t *testing.T) {
 	h := machine(t)

@@ -147,21 +147,19 @@ func listenFor(ctx context.Context, req wire.PublishRequest, t *target) (run fun
 	if err != nil {
 		return nil, "", err
 	}
-	network := func(n string) string {
-		if at.Addr().Is4() {
-			return n + "4" // not the IPv6 wildcard too
-		}
-		return n
+	network := req.Network
+	if at.Addr().Is4() {
+		network += "4" // not the IPv6 wildcard too
 	}
 	switch req.Network {
-	case "tcp":
-		l, err := net.Listen(network("tcp"), at.String())
+	case "tcp", "tcp6":
+		l, err := net.Listen(network, at.String())
 		if err != nil {
 			return nil, "", bindError(at, err)
 		}
 		return func() { serveTCP(ctx, l, t) }, l.Addr().String(), nil
-	case "udp":
-		l, err := net.ListenPacket(network("udp"), at.String())
+	case "udp", "udp6":
+		l, err := net.ListenPacket(network, at.String())
 		if err != nil {
 			return nil, "", bindError(at, err)
 		}

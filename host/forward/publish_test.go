@@ -247,6 +247,32 @@ func TestPublishDirect(t *testing.T) {
 	}
 }
 
+// TestPublishFamilies: who listens on "[::]" for IPv6 only leaves IPv4 to others.
+func TestPublishFamilies(t *testing.T) {
+	secret := bytes.Repeat([]byte{5}, wire.SecretSize)
+	g := newGuest(t, secret)
+	for _, network := range []string{"tcp", "udp"} {
+		_, first, err := g.ask(t, secret, wire.PublishRequest{ID: 1, Network: network + "6", Address: "[::]:0"})
+		if err != nil || first.Error != "" {
+			t.Fatalf("%+v, %v", first, err)
+		}
+		at := netip.MustParseAddrPort(first.Address)
+		if !at.Addr().Is6() {
+			t.Errorf("%s6 listens on %v", network, at)
+		}
+		other := netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port()).String()
+		if _, second, err := g.ask(t, secret, wire.PublishRequest{ID: 2, Network: network, Address: other}); err != nil || second.Address != other {
+			t.Errorf("%s on %s beside it: %+v, %v", network, other, second, err)
+		}
+		if _, both, err := g.ask(t, secret, wire.PublishRequest{ID: 3, Network: network, Address: "[::]:0"}); err != nil || both.Error != "" {
+			t.Errorf("%+v, %v", both, err)
+		} else if _, taken, _ := g.ask(t, secret, wire.PublishRequest{ID: 4, Network: network,
+			Address: netip.AddrPortFrom(netip.IPv4Unspecified(), netip.MustParseAddrPort(both.Address).Port()).String()}); !strings.Contains(taken.Error, "already allocated") {
+			t.Errorf("%s on both leaves IPv4: %+v", network, taken)
+		}
+	}
+}
+
 func TestPublishRefusals(t *testing.T) {
 	secret := bytes.Repeat([]byte{5}, wire.SecretSize)
 	g := newGuest(t, secret)
@@ -256,6 +282,7 @@ func TestPublishRefusals(t *testing.T) {
 		{Network: "tcp", Address: "127.0.0.1:99999"},
 		{Network: "tcp", Address: "[fe80::1%lo]:0"},
 		{Network: "tcp", Address: "192.0.2.1:0"},
+		{Network: "tcp6", Address: "127.0.0.1:0"},
 		{Network: "sctp", Address: "127.0.0.1:0"},
 		{Network: "unix", Address: "/run/x"},
 	} {
