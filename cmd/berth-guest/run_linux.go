@@ -232,7 +232,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 	p.images = images.New(p.store, p.engine, p.builtin)
 	p.builder, err = build.New(build.Options{Log: cfg.log, Images: p.store, Networks: p.networks, Root: filepath.Join(cfg.root, "build"),
 		RunDir: filepath.Join(cfg.run, "build"), ExecPath: cfg.execPath, BootID: bootID(), DNS: servers, HostAlias: host,
-		Proxy: proxyEnv(w.Proxy), Loopback: loopback, Builtin: p.builtin, Named: builds.Named(p.engine)})
+		Proxy: proxyEnv(w.Proxy), Loopback: loopback, Builtin: p.builtin, Made: p.images.Made})
 	return p, err
 }
 

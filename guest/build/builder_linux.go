@@ -41,7 +41,7 @@ import (
 	"github.com/berthvm/berth/guest/image"
 )
 
-// Options configure New. All but Named, Builtin, HostAlias, DNS, Proxy and
+// Options configure New. All but Made, Builtin, HostAlias, DNS, Proxy and
 // Loopback are needed.
 type Options struct {
 	Log      *slog.Logger
@@ -64,8 +64,9 @@ type Options struct {
 	// which a build's base may be.
 	Builtin <-chan struct{}
 
-	// Named is told of every name a build gave to an image.
-	Named func(ctx context.Context, name, id string)
+	// Made is told of every image a build put into the store, and of the names it gave
+	// it, as users write them.
+	Made func(ctx context.Context, id string, names []string)
 }
 
 // Builder builds images. Its methods are safe for concurrent use. Close it before

@@ -125,24 +125,24 @@ func (e *imageExport) finish(ctx context.Context, src *exporter.Source, info exp
 			return err
 		}
 	}
+	var given []string
 	for _, img := range names {
-		if err := e.name(ctx, img); err != nil {
+		name := img.Name
+		if name == danglingPrefix+"@"+img.Target.Digest.String() {
+			name = ""
+		}
+		shown, err := e.w.store.Name(ctx, name, img.Target)
+		if err != nil {
 			return err
 		}
+		if shown != "" {
+			given = append(given, shown)
+		}
+	}
+	if len(names) > 0 && e.w.made != nil {
+		e.w.made(ctx, names[0].Target.Digest.String(), given)
 	}
 	return nil
-}
-
-func (e *imageExport) name(ctx context.Context, img images.Image) error {
-	name := img.Name
-	if name == danglingPrefix+"@"+img.Target.Digest.String() {
-		name = ""
-	}
-	shown, err := e.w.store.Name(ctx, name, img.Target)
-	if err == nil && shown != "" && e.w.named != nil {
-		e.w.named(ctx, shown, img.Target.Digest.String())
-	}
-	return err
 }
 
 // wantedNames takes the names an export gives.

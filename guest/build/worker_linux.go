@@ -51,7 +51,7 @@ type buildWorker struct {
 	*base.Worker
 	store  *image.Store
 	writer *imageexporter.ImageWriter
-	named  func(ctx context.Context, name, id string)
+	made   func(ctx context.Context, id string, names []string)
 }
 
 // newWorker puts a worker together.
@@ -107,7 +107,7 @@ func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, err
 	}
 	w.SourceManager.Register(urls)
 	w.HTTPSource = urls
-	return &buildWorker{Worker: w, store: b.opts.Images, writer: writer, named: b.opts.Named}, nil
+	return &buildWorker{Worker: w, store: b.opts.Images, writer: writer, made: b.opts.Made}, nil
 }
 
 // tellUnmade has the cache tell a step whose layer was not made yet from the layers

@@ -330,6 +330,33 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestImageEvents: an image that a build or a commit made is told of, with its labels,
+// before its names are.
+func TestImageEvents(t *testing.T) {
+	h := machine(t)
+	c := h.berth()
+	since := fmt.Sprint(time.Now().Unix() - 1)
+	dir := buildContext(t, map[string]string{"Dockerfile": "FROM hello\nLABEL told=built\n"})
+	unnamed := c.ok(t, "build", "-q", dir)
+	named := c.ok(t, "build", "-q", "-t", "told:1", dir)
+	c.ok(t, "create", "--name", "told", "--label", "told=committed", "hello", "true")
+	committed := c.ok(t, "commit", "told", "told")
+	t.Cleanup(func() {
+		c.exec("rm", "told")
+		c.exec("rmi", "told:1", "told", unnamed)
+	})
+	told := func(label string) string {
+		return strings.ReplaceAll(c.ok(t, "events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()+1), "--filter", "type=image",
+			"--filter", "label=told="+label, "--format", "{{.Action}} {{.Actor.Attributes.name}}"), "\r", "")
+	}
+	if got, want := told("built"), "create "+unnamed+"\ncreate "+named+"\ntag told:1"; got != want {
+		t.Errorf("events of builds:\n%s\nwant:\n%s", got, want)
+	}
+	if got, want := told("committed"), "create "+committed+"\ntag told:latest"; got != want {
+		t.Errorf("events of a commit:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 // TestInfo: info describes the engine and the VM.
 func TestInfo(t *testing.T) {
 	h := machine(t)

@@ -46,15 +46,6 @@ func New(b *build.Builder, e *engine.Engine) *Service {
 	return &Service{builder: b, engine: e, jobs: map[string]*job{}}
 }
 
-// Named publishes that a build has named an image; it is what build.Options.Named
-// takes.
-func Named(e *engine.Engine) func(ctx context.Context, name, id string) {
-	return func(_ context.Context, name, id string) {
-		e.Journal.Publish(events.Message{Type: events.ImageEventType, Action: events.ActionTag, Scope: "local",
-			Actor: events.Actor{ID: id, Attributes: map[string]string{"name": name}}})
-	}
-}
-
 // Session serves a client's session on its connection, until it ends.
 func (s *Service) Session(ctx context.Context, w http.ResponseWriter, r *http.Request) error {
 	return s.builder.Session(ctx, w, r)

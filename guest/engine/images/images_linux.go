@@ -82,6 +82,14 @@ func (s *Service) about(ctx context.Context, action events.Action, id, name stri
 	s.event(action, id, name, img.Spec.Config.Labels)
 }
 
+// Made publishes that an image has come to be in the store, and has been given names.
+func (s *Service) Made(ctx context.Context, id string, names []string) {
+	s.about(ctx, events.ActionCreate, id, id)
+	for _, name := range names {
+		s.about(ctx, events.ActionTag, id, name)
+	}
+}
+
 // users lists the containers of every image. A Service has no other way to fail
 // than that the engine ends.
 func (s *Service) users(ctx context.Context) (func(digest.Digest) []image.User, error) {
@@ -111,11 +119,11 @@ func (s *Service) Pull(ctx context.Context, ref string, platform *ocispec.Platfo
 		return err
 	}
 	for _, img := range pulled {
-		shown := reference.FamiliarString(reference.TagNameOnly(named))
+		pulled := shown(ref)
 		if all && len(img.RepoTags) > 0 {
-			shown = img.RepoTags[0]
+			pulled = img.RepoTags[0]
 		}
-		s.event(events.ActionPull, shown, reference.FamiliarName(named), img.Spec.Config.Labels)
+		s.event(events.ActionPull, pulled, reference.FamiliarName(named), img.Spec.Config.Labels)
 	}
 	return err
 }
@@ -324,12 +332,18 @@ func (s *Service) Tag(ctx context.Context, name, newName string) error {
 	}
 	img, err := s.store.Tag(ctx, name, newName)
 	if err == nil {
-		if named, perr := reference.ParseNormalizedNamed(newName); perr == nil {
-			newName = reference.FamiliarString(reference.TagNameOnly(named))
-		}
-		s.event(events.ActionTag, img.ID.String(), newName, img.Spec.Config.Labels)
+		s.event(events.ActionTag, img.ID.String(), shown(newName), img.Spec.Config.Labels)
 	}
 	return err
+}
+
+// shown is a reference as users see it, with its tag.
+func shown(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
 // Remove takes a name off an image, or removes it, or removes only some platforms of
@@ -560,7 +574,13 @@ func (s *Service) Commit(ctx context.Context, o CommitOptions) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s.engine.Committed(ctx, info.ID, img.ID.String(), o.Ref, o.Comment)
+	ref, names := "", []string(nil)
+	if o.Ref != "" {
+		ref = shown(o.Ref)
+		names = []string{ref}
+	}
+	s.Made(ctx, img.ID.String(), names)
+	s.engine.Committed(ctx, info.ID, img.ID.String(), ref, o.Comment)
 	return img.ID.String(), nil
 }
 
