@@ -84,7 +84,7 @@ func TestMessages(t *testing.T) {
 		{"POST /containers/up/exec", `{}`, 400, "No exec command specified"},
 		{"POST /containers/up/exec", `{"Cmd":["a"],"User":"nobody-here"}`, 400, "unable to find user nobody-here: no matching entries in passwd file"},
 		{"POST /containers/idle/exec", `{"Cmd":["a"]}`, 409, "container " + id + " is not running"},
-		{"POST /containers/frozen/exec", `{"Cmd":["a"]}`, 409, "Container " + frozen + " is paused, unpause the container before exec"},
+		{"POST /containers/frozen/exec", `{"Cmd":["a"]}`, 409, "Container frozen is paused, unpause the container before exec"},
 		{"POST /exec/nobody/start", `{}`, 404, "No such exec instance: nobody"},
 		{"GET /exec/nobody/json", "", 404, "No such exec instance: nobody"},
 		{"POST /exec/" + x.ID + "/resize?h=x&w=1", "", 400, `invalid resize height "x": invalid syntax`},

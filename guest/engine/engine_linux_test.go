@@ -583,6 +583,20 @@ func TestExec(t *testing.T) {
 			t.Errorf("a second start: %v", err)
 		}
 	}
+	late, err := e.ExecCreate(ctx, id, apicontainer.ExecCreateRequest{Cmd: []string{"echo"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Stop(ctx, id, engine.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.ExecStart(ctx, late, nil, engine.Attached{}); !errdefs.IsNotFound(err) {
+		t.Errorf("a start after the container's end: %v", err)
+	}
+	start(t, e, id)
+	if err := e.ExecStart(ctx, late, nil, engine.Attached{}); !errdefs.IsNotFound(err) {
+		t.Errorf("a start in the container's next run: %v", err)
+	}
 	if err := e.Remove(ctx, id, engine.RemoveOptions{Force: true}); err != nil {
 		t.Error(err)
 	}

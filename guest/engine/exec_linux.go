@@ -35,6 +35,7 @@ const execKept = 5 * time.Minute
 type Exec struct {
 	e       *Engine
 	c       *Container
+	in      *run // what it was made for; nil for one that an earlier engine started
 	id      string
 	streams *stdio.Set
 	started chan struct{} // closed when its process runs, or cannot be run
@@ -76,7 +77,7 @@ func (e *Engine) ExecCreate(ctx context.Context, name string, req apicontainer.E
 	req.User, req.WorkingDir = cmp.Or(user, c.rec.Config.User), cmp.Or(req.WorkingDir, c.rec.Config.WorkingDir) // never changed
 	if user != "" {                                                                                             // known at once, as docker has it
 		c.mu.Lock()
-		err := canExec(c)
+		err := canExec(c, name)
 		c.mu.Unlock()
 		if err != nil {
 			return "", err
@@ -85,7 +86,7 @@ func (e *Engine) ExecCreate(ctx context.Context, name string, req apicontainer.E
 			return "", err
 		}
 	}
-	x, err := e.newExec(c, req)
+	x, err := e.newExec(c, name, req)
 	if err != nil {
 		return "", err
 	}
@@ -93,13 +94,13 @@ func (e *Engine) ExecCreate(ctx context.Context, name string, req apicontainer.E
 	return x.id, nil
 }
 
-func (e *Engine) newExec(c *Container, req apicontainer.ExecCreateRequest) (*Exec, error) {
+func (e *Engine) newExec(c *Container, name string, req apicontainer.ExecCreateRequest) (*Exec, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := canExec(c); err != nil {
+	if err := canExec(c, name); err != nil {
 		return nil, err
 	}
-	x := &Exec{e: e, c: c, id: record.NewID(), streams: stdio.NewSet(), started: make(chan struct{}), done: make(chan struct{})}
+	x := &Exec{e: e, c: c, in: c.run, id: record.NewID(), streams: stdio.NewSet(), started: make(chan struct{}), done: make(chan struct{})}
 	x.state = ExecState{ID: x.id, Container: c.id, Config: req}
 	var old []string
 	for id, other := range c.execs {
@@ -118,12 +119,13 @@ func (e *Engine) newExec(c *Container, req apicontainer.ExecCreateRequest) (*Exe
 	return x, nil
 }
 
-func canExec(c *Container) error {
+// canExec says why the container, which the client calls by name, runs no exec now.
+func canExec(c *Container, name string) error {
 	switch c.rec.State.Status {
 	case record.Running:
 		return nil
 	case record.Paused:
-		return conflict("Container %s is paused, unpause the container before exec", c.id)
+		return conflict("Container %s is paused, unpause the container before exec", name)
 	case record.Restarting:
 		return conflict("Container %s is restarting, wait until the container is running", c.id)
 	}
@@ -154,11 +156,22 @@ func (e *Engine) findExec(ctx context.Context, id string) (*Exec, error) {
 		return nil, err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if x := e.execs[id]; x != nil {
-		return x, nil
+	x := e.execs[id]
+	e.mu.Unlock()
+	if x == nil || x.missed() {
+		return nil, errdefs.ErrNotFound.WithMessage("No such exec instance: " + id)
 	}
-	return nil, errdefs.ErrNotFound.WithMessage("No such exec instance: " + id)
+	return x, nil
+}
+
+// missed reports whether the run of the container that the exec was made for has
+// ended before the exec was started.
+func (x *Exec) missed() bool {
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return !x.state.Started && x.in != x.c.run
 }
 
 // ExecInspect says how an exec fares.
@@ -254,7 +267,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, size *[2]uint, a Atta
 // claim makes sure that an exec runs once, in a container that runs.
 func (x *Exec) claim() error {
 	x.c.mu.Lock()
-	err := canExec(x.c)
+	err := canExec(x.c, x.c.id)
 	x.c.mu.Unlock()
 	if err != nil {
 		return err
@@ -516,7 +529,7 @@ func (x *Exec) runWithin(ctx context.Context, limit time.Duration) error {
 // of its output. A command that runs for longer than the timeout, which its start
 // is no part of, is killed.
 func (c *Container) probe(ctx context.Context, cmd []string, timeout time.Duration, limit int) (int, string, error) {
-	x, err := c.e.newExec(c, apicontainer.ExecCreateRequest{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	x, err := c.e.newExec(c, c.id, apicontainer.ExecCreateRequest{Cmd: cmd, AttachStdout: true, AttachStderr: true})
 	if err != nil {
 		return 0, "", err
 	}
