@@ -65,6 +65,7 @@ func checkSet(list string, n int, field, what string) error {
 	if list == "" {
 		return nil
 	}
+	var highest uint64
 	for part := range strings.SplitSeq(list, ",") {
 		first, last, isRange := strings.Cut(part, "-")
 		if !isRange {
@@ -75,15 +76,16 @@ func checkSet(list string, n int, field, what string) error {
 		if err := cmp.Or(ferr, terr); err != nil || from > to {
 			return invalid("Invalid value %s for %s: invalid format: %s", list, field, part)
 		}
-		if to >= uint64(n) {
-			available := "0"
-			if n > 1 {
-				available = fmt.Sprintf("0-%d", n-1)
-			}
-			return invalid("Requested %s are not available - requested %s, available: %s", what, list, available)
-		}
+		highest = max(highest, to)
 	}
-	return nil
+	if highest < uint64(n) {
+		return nil
+	}
+	available := "0"
+	if n > 1 {
+		available = fmt.Sprintf("0-%d", n-1)
+	}
+	return invalid("Requested %s are not available - requested %s, available: %s", what, list, available)
 }
 
 // Resources turns limits into the OCI's.

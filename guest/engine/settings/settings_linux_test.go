@@ -131,6 +131,7 @@ func TestCheckRefuses(t *testing.T) {
 		"Minimum memory limit allowed is 6MB":                                             func(_ *config, h *hostConfig) { h.Memory = 1 << 20 },
 		"You should always set the Memory limit when using Memoryswap limit, see usage":   func(_ *config, h *hostConfig) { h.MemorySwap = 1 << 30 },
 		"Invalid value 1-0 for cpuset cpus: invalid format: 1-0":                          func(_ *config, h *hostConfig) { h.CpusetCpus = "1-0" },
+		"Invalid value 1-42,, for cpuset cpus: invalid format: ":                          func(_ *config, h *hostConfig) { h.CpusetCpus = "1-42,," },
 		"Requested CPUs are not available - requested 0,9, available: 0-1":                func(_ *config, h *hostConfig) { h.CpusetCpus = "0,9" },
 		"Requested memory nodes are not available - requested 1, available: 0":            func(_ *config, h *hostConfig) { h.CpusetMems = "1" },
 		"kernel does not support CPU real-time scheduler":                                 func(_ *config, h *hostConfig) { h.CPURealtimePeriod = 1 },
