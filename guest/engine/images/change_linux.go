@@ -65,6 +65,18 @@ func change(c *apicontainer.Config, name, rest string) error {
 	return nil
 }
 
+// setEnv sets a variable in an environment of the caller's own: in the place that it
+// has, or at the end.
+func setEnv(env []string, name, kv string) []string {
+	is := func(v string) bool { return v == name || strings.HasPrefix(v, name+"=") }
+	i := slices.IndexFunc(env, is)
+	if i < 0 {
+		return append(env, kv)
+	}
+	env[i] = kv
+	return append(env[:i+1], slices.DeleteFunc(env[i+1:], is)...)
+}
+
 // setPairs applies ENV and LABEL.
 func setPairs(c *apicontainer.Config, name, rest string) error {
 	list, err := pairs(name, rest)
@@ -73,8 +85,7 @@ func setPairs(c *apicontainer.Config, name, rest string) error {
 	}
 	for _, kv := range list {
 		if name == "ENV" {
-			c.Env = slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, kv[0]+"=") })
-			c.Env = append(c.Env, kv[0]+"="+kv[1])
+			c.Env = setEnv(c.Env, kv[0], kv[0]+"="+kv[1])
 			continue
 		}
 		if c.Labels == nil {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	apicontainer "github.com/moby/moby/api/types/container"
+	apinet "github.com/moby/moby/api/types/network"
 )
 
 func TestExpand(t *testing.T) {
@@ -89,4 +90,29 @@ func FuzzParsePlatform(f *testing.F) {
 			t.Errorf("%q is %+v", v, p)
 		}
 	})
+}
+
+// TestCommitted: what is committed over a container's configuration leaves that as it
+// is.
+func TestCommitted(t *testing.T) {
+	container := func() *apicontainer.Config {
+		return &apicontainer.Config{User: "1", Env: []string{"PATH=/bin", "A=1", "B=1"}, Cmd: []string{"own"},
+			Labels: map[string]string{"own": "1", "both": "1"}, Volumes: map[string]struct{}{"/own": {}}}
+	}
+	own := container()
+	over := &apicontainer.Config{User: "2", Env: []string{"B=2", "C=2"}, Labels: map[string]string{"both": "2"},
+		ExposedPorts: apinet.PortSet{apinet.MustParsePort("2/tcp"): {}}}
+	got, err := committed(own, over, []string{"ENV PATH=/sbin", "ENV A 3", "LABEL own=3", "VOLUME /new", "EXPOSE 3", "ONBUILD RUN true"})
+	want := apicontainer.Config{User: "2", Env: []string{"PATH=/sbin", "A=3", "B=2", "C=2"}, Cmd: []string{"own"}, OnBuild: []string{"RUN true"},
+		Labels: map[string]string{"own": "3", "both": "2"}, Volumes: map[string]struct{}{"/own": {}, "/new": {}},
+		ExposedPorts: apinet.PortSet{apinet.MustParsePort("2/tcp"): {}, apinet.MustParsePort("3/tcp"): {}}}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("committed %+v, %v, want %+v", got, err, want)
+	}
+	if !reflect.DeepEqual(own, container()) {
+		t.Errorf("the container is now %+v", own)
+	}
+	if len(over.Labels) != 1 || len(over.ExposedPorts) != 1 {
+		t.Errorf("the request is now %+v", over)
+	}
 }

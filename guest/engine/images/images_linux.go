@@ -558,11 +558,8 @@ func (s *Service) Commit(ctx context.Context, o CommitOptions) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cfg := *info.Config
-	if o.Config != nil {
-		override(&cfg, o.Config)
-	}
-	if err := Change(&cfg, o.Changes); err != nil {
+	cfg, err := committed(info.Config, o.Config, o.Changes)
+	if err != nil {
 		return "", err
 	}
 	if o.Pause && info.State.Running && !info.State.Paused {
@@ -584,7 +581,20 @@ func (s *Service) Commit(ctx context.Context, o CommitOptions) (string, error) {
 	return img.ID.String(), nil
 }
 
-// override puts what the client says over the container's configuration.
+// committed is what an image keeps of a container's configuration: what the client
+// says stands over it, if it says anything, and changes over both. Neither of the two
+// is touched.
+func committed(own, over *apicontainer.Config, changes []string) (apicontainer.Config, error) {
+	cfg := *own
+	cfg.Labels, cfg.Volumes, cfg.ExposedPorts = maps.Clone(own.Labels), maps.Clone(own.Volumes), maps.Clone(own.ExposedPorts)
+	cfg.Env, cfg.OnBuild = slices.Clone(own.Env), slices.Clone(own.OnBuild)
+	if over != nil {
+		override(&cfg, over)
+	}
+	return cfg, Change(&cfg, changes)
+}
+
+// override puts what the client says over a configuration of the caller's own.
 func override(to, from *apicontainer.Config) {
 	set := func(dst *string, src string) {
 		if src != "" {
@@ -600,16 +610,25 @@ func override(to, from *apicontainer.Config) {
 	if len(from.Entrypoint) > 0 {
 		to.Entrypoint = from.Entrypoint
 	}
-	to.Env = append(slices.Clone(to.Env), from.Env...)
 	if from.Healthcheck != nil {
 		to.Healthcheck = from.Healthcheck
 	}
-	for k, v := range from.Labels {
-		if to.Labels == nil {
-			to.Labels = map[string]string{}
-		}
-		to.Labels[k] = v
+	for _, kv := range from.Env {
+		name, _, _ := strings.Cut(kv, "=")
+		to.Env = setEnv(to.Env, name, kv)
 	}
+	to.Labels = union(to.Labels, from.Labels)
+	to.Volumes = union(to.Volumes, from.Volumes)
+	to.ExposedPorts = union(to.ExposedPorts, from.ExposedPorts)
+}
+
+// union adds from to a map of the caller's own, which may be nil.
+func union[M ~map[K]V, K comparable, V any](to, from M) M {
+	if to == nil {
+		return maps.Clone(from)
+	}
+	maps.Copy(to, from)
+	return to
 }
 
 // imageConfig is what an image keeps of a container's configuration.
