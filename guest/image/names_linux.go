@@ -102,7 +102,8 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 			return r, matched, nil
 		}
 	}
-	if !ident.Hex(refOrID, 4, 64) {
+	id := strings.TrimPrefix(refOrID, string(digest.SHA256)+":")
+	if !ident.Hex(id, 4, 64) {
 		if refErr != nil {
 			return record{}, "", refErr
 		}
@@ -110,7 +111,7 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 	}
 	var found []record
 	for _, r := range records {
-		if strings.HasPrefix(r.target.Digest.Encoded(), refOrID) {
+		if strings.HasPrefix(r.target.Digest.Encoded(), id) {
 			found = append(found, r)
 		}
 	}

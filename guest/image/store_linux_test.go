@@ -221,7 +221,7 @@ func TestNames(t *testing.T) {
 	if _, err := s.Tag(t.Context(), "a:1", "example.com:5000/x/y:z"); err != nil {
 		t.Fatal(err)
 	}
-	for _, ref := range []string{"a:1", "docker.io/library/a:1", "example.com:5000/x/y:z", a.ID.String(), a.ID.Encoded(), a.ID.Encoded()[:12],
+	for _, ref := range []string{"a:1", "docker.io/library/a:1", "example.com:5000/x/y:z", a.ID.String(), a.ID.Encoded(), a.ID.Encoded()[:12], a.ID.String()[:19],
 		"a@" + a.ID.String(), "a:1@" + a.ID.String(), "a:2@" + a.ID.String()} {
 		got, err := s.Get(t.Context(), ref)
 		if err != nil || got.ID != a.ID {
