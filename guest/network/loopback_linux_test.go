@@ -63,7 +63,7 @@ func TestLendLoopback(t *testing.T) {
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
 		return conn.(*net.TCPConn)
 	}
-	for _, to := range []string{"127.0.0.1:80", "127.9.8.7:8443"} {
+	for _, to := range []string{"127.0.0.1:80", "127.9.8.7:8443", "[::1]:8080"} {
 		conn := connect(to)
 		conn.Write([]byte("hello"))
 		conn.CloseWrite()
@@ -73,20 +73,22 @@ func TestLendLoopback(t *testing.T) {
 		conn.Close()
 	}
 	mu.Lock()
-	if want := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:80"), netip.MustParseAddrPort("127.9.8.7:8443")}; !slices.Equal(asked, want) {
+	if want := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:80"), netip.MustParseAddrPort("127.9.8.7:8443"), netip.MustParseAddrPort("[::1]:8080")}; !slices.Equal(asked, want) {
 		t.Errorf("dialed %v, want %v", asked, want)
 	}
 	mu.Unlock()
-	if err := c.ns.Do(func() error {
-		conn, err := dialHere("127.0.0.1:1")
-		if err != nil {
-			return err // the reset was as quick
+	for _, to := range []string{"127.0.0.1:1", "[::1]:1"} {
+		if err := c.ns.Do(func() error {
+			conn, err := dialHere(to)
+			if err != nil {
+				return err // the reset was as quick
+			}
+			defer conn.Close()
+			_, err = conn.Read(make([]byte, 1))
+			return err
+		}); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("where nobody is, a connection to %s says %v: want a reset", to, err)
 		}
-		defer conn.Close()
-		_, err = conn.Read(make([]byte, 1))
-		return err
-	}); err == nil || errors.Is(err, io.EOF) {
-		t.Errorf("where nobody is, a connection says %v: want a reset", err)
 	}
 	if from, err := dial(other.ns, "tcp", "127.0.0.1:80"); err == nil {
 		t.Errorf("another container got through to the loopback, from %s", from)

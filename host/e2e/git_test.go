@@ -257,7 +257,8 @@ func TestBuildGitLocalhost(t *testing.T) {
 	web := g.web(t)
 	b := h.berth()
 	for _, url := range []string{
-		at(web, "localhost"), at(web, "127.0.0.1"), at(g.daemon(t), "localhost"), "http://localhost:" + port6,
+		at(web, "localhost"), at(web, "127.0.0.1"), at(g.daemon(t), "localhost"), "http://localhost:" + port6, "http://[::1]:" + port6,
+		at(web, "git.localhost"), at(g.daemon(t), "git.localhost"),
 	} {
 		b.ok(t, "build", "-q", "-t", "e2e-git-near", url+"/r.git")
 		if got := b.ok(t, "run", "--rm", "e2e-git-near"); got != "near" {
@@ -265,8 +266,9 @@ func TestBuildGitLocalhost(t *testing.T) {
 		}
 	}
 	b.ok(t, "build", "-q", "-t", "e2e-git-near", buildContext(t, map[string]string{"Dockerfile": fmt.Sprintf(
-		"FROM hello\nADD %[1]s/r.git /r\nADD %[1]s/r.git/HEAD /head\nCMD cat /r/f /head\n", at(web, "localhost"))}))
-	if got := b.ok(t, "run", "--rm", "e2e-git-near"); got != "near\nref: refs/heads/main" {
+		"FROM hello\nADD %[1]s/r.git /r\nADD %[1]s/r.git/HEAD /head\nADD %[2]s/r.git/HEAD /two\nADD %[3]s/r.git/HEAD /three\nCMD cat /r/f /head /two /three\n",
+		at(web, "localhost"), at(web, "git.localhost"), "http://[::1]:"+port6)}))
+	if got := b.ok(t, "run", "--rm", "e2e-git-near"); got != "near"+strings.Repeat("\nref: refs/heads/main", 3) {
 		t.Errorf("the image of ADDs prints %q", got)
 	}
 	b.fails(t, "unable to access", "build", "http://localhost:1/r.git")

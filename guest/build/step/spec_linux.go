@@ -75,16 +75,27 @@ func (b *building) network(ctx context.Context) error {
 }
 
 // dialLoopback connects to an address of Options.Loopback's. Who says localhost to a
-// Tool gets 127.0.0.1, and means ::1, too.
+// Tool gets 127.0.0.1 or ::1 as it happens, and means both.
 func (e *Executor) dialLoopback(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	conn, err := e.opts.Loopback(ctx, "tcp4", to.String())
-	if err != nil && to.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
-		if conn, err := e.opts.Loopback(ctx, "tcp6", netip.AddrPortFrom(netip.IPv6Loopback(), to.Port()).String()); err == nil {
-			return conn, nil
-		}
+	conn, err := e.opts.Loopback(ctx, "tcp", to.String())
+	if err == nil {
+		return conn, nil
 	}
-	return conn, err
+	other := netip.IPv6Loopback()
+	switch to.Addr() {
+	case other:
+		other = loopback4
+	case loopback4:
+	default:
+		return nil, err
+	}
+	if conn, err := e.opts.Loopback(ctx, "tcp", netip.AddrPortFrom(other, to.Port()).String()); err == nil {
+		return conn, nil
+	}
+	return nil, err
 }
+
+var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
 // makeSpec makes the step's specification: that of a container of the engine's.
 func (b *building) makeSpec(ctx context.Context, root executor.Mount, mounts []executor.Mount) error {

@@ -41,33 +41,38 @@ func RedirectDNS(netns int, address netip.Addr, udp, tcp uint16) error {
 	return nil
 }
 
-// RedirectLoopback makes what connects by TCP to the loopback's IPv4 addresses, in
-// the network namespace that the file descriptor refers to, reach to instead, which
-// is one of them. It goes away with the namespace.
+// RedirectLoopback makes what connects by TCP to the loopback's addresses of to's
+// family, in the network namespace that the file descriptor refers to, reach to
+// instead, which is one of them. It goes away with the namespace.
 func RedirectLoopback(netns int, to netip.AddrPort) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(netns))
 	if err != nil {
 		return fmt.Errorf("cannot open nftables in the container: %w", err)
 	}
-	t := conn.AddTable(&nftables.Table{Name: "berth_loopback", Family: nftables.TableFamilyIPv4})
+	family, loopback := nftables.TableFamilyIPv4, [][]expr.Any{payload(offsetDest4, 4), masked(4, 0xff000000, 0x7f000000)}
+	if to.Addr().Is6() {
+		family, loopback = nftables.TableFamilyIPv6, [][]expr.Any{payload(offsetDest6, 16), equal(netip.IPv6Loopback().AsSlice())}
+	}
+	t := conn.AddTable(&nftables.Table{Name: "berth_loopback", Family: family})
 	b := builder{conn, t}
 	chain := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	b.rule(chain,
-		payload(offsetDest4, 4), masked(4, 0xff000000, 0x7f000000),
-		load(expr.MetaKeyL4PROTO, 1), equal([]byte{unix.IPPROTO_TCP}),
-		natTo(to))
+	b.rule(chain, append(loopback, load(expr.MetaKeyL4PROTO, 1), equal([]byte{unix.IPPROTO_TCP}), natTo(to))...)
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("cannot redirect the container's loopback: %w", err)
 	}
 	return nil
 }
 
-// natTo makes an IPv4 packet's destination another.
+// natTo makes a packet's destination another, of the same family.
 func natTo(to netip.AddrPort) []expr.Any {
+	family := uint32(unix.NFPROTO_IPV4)
+	if to.Addr().Is6() {
+		family = unix.NFPROTO_IPV6
+	}
 	return []expr.Any{
 		&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
 		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
 	}
 }
 
