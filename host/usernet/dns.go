@@ -30,7 +30,7 @@ var hostNames = map[string]bool{"host.docker.internal.": true, "gateway.docker.i
 
 // serveDNS answers at the gateway's port 53. A query is sent on as it came, of
 // whatever type, to the servers that the host has at that moment, by the same
-// protocol; only hostNames are answered here.
+// protocol; only hostNames and localhost's are answered here.
 func (n *Network) serveDNS() error {
 	at := tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFrom4(Gateway.As4()), Port: 53}
 	pc, err := gonet.DialUDP(n.stack, &at, nil, ipv4.ProtocolNumber)
@@ -127,10 +127,10 @@ func (n *Network) dnsConn(c net.Conn, queries slots) {
 	}
 }
 
-// hostAnswer answers a question for one of hostNames.
+// hostAnswer answers a question for a name that no server of the host's knows.
 func hostAnswer(query []byte) ([]byte, bool) {
 	// A look before the parser keeps the common case cheap.
-	if !isQuery(query) || !mentionsInternal(query) {
+	if !isQuery(query) || !mentionsOwn(query) {
 		return nil, false
 	}
 	q := new(dns.Msg)
@@ -138,20 +138,40 @@ func hostAnswer(query []byte) ([]byte, bool) {
 		return nil, false
 	}
 	quest := q.Question[0]
-	if quest.Qclass != dns.ClassINET || !hostNames[strings.ToLower(quest.Name)] {
+	addrs, ok := ownAddrs(strings.ToLower(quest.Name))
+	if quest.Qclass != dns.ClassINET || !ok {
 		return nil, false
 	}
 	r := new(dns.Msg).SetReply(q)
 	r.RecursionAvailable = true
-	if quest.Qtype == dns.TypeA {
-		r.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: quest.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: hostTTL}, A: Host.AsSlice()}}
+	for _, ip := range addrs {
+		hdr := dns.RR_Header{Name: quest.Name, Rrtype: quest.Qtype, Class: dns.ClassINET, Ttl: hostTTL}
+		switch {
+		case quest.Qtype == dns.TypeA && ip.Is4():
+			r.Answer = append(r.Answer, &dns.A{Hdr: hdr, A: ip.AsSlice()})
+		case quest.Qtype == dns.TypeAAAA && ip.Is6():
+			r.Answer = append(r.Answer, &dns.AAAA{Hdr: hdr, AAAA: ip.AsSlice()})
+		}
 	}
 	b, err := r.Pack()
 	return b, err == nil
 }
 
-func mentionsInternal(query []byte) bool {
-	return strings.Contains(strings.ToLower(string(query[12:])), "\x08internal\x00")
+// ownAddrs are the addresses of a name, in lower case, that is answered here: one of
+// hostNames, or one of the asker's own loopback (RFC 6761, section 6.3).
+func ownAddrs(name string) ([]netip.Addr, bool) {
+	switch {
+	case hostNames[name]:
+		return []netip.Addr{Host}, true
+	case name == "localhost.", strings.HasSuffix(name, ".localhost."):
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, true
+	}
+	return nil, false
+}
+
+func mentionsOwn(query []byte) bool {
+	names := strings.ToLower(string(query[12:]))
+	return strings.Contains(names, "\x08internal\x00") || strings.Contains(names, "\x09localhost\x00")
 }
 
 // isQuery reports whether b can be a question: a header's length, and not an

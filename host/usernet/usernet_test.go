@@ -378,6 +378,12 @@ func TestDNS(t *testing.T) {
 			check(network, name, dns.TypeA, nil, answers("\t192.168.127.254"))
 			check(network, name, dns.TypeAAAA, nil, func(r *dns.Msg) bool { return r.Rcode == 0 && len(r.Answer) == 0 })
 		}
+		for _, name := range []string{"localhost.", "Git.localhost."} {
+			check(network, name, dns.TypeA, nil, answers("\t127.0.0.1"))
+			check(network, name, dns.TypeAAAA, nil, answers("\t::1"))
+			check(network, name, dns.TypeTXT, nil, func(r *dns.Msg) bool { return r.Rcode == 0 && len(r.Answer) == 0 })
+		}
+		check(network, "localhost.test.", dns.TypeA, nil, answers("\t9.9.9.9"))
 		check(network, "other.docker.internal.", dns.TypeA, nil, answers("\t9.9.9.9"))
 	}
 	check("udp", "big.test.", dns.TypeTXT, nil, func(r *dns.Msg) bool { return r.Truncated })
@@ -530,7 +536,7 @@ func FuzzCable(f *testing.F) {
 }
 
 func FuzzDNSQuery(f *testing.F) {
-	for _, name := range []string{"host.docker.internal.", "a.", "."} {
+	for _, name := range []string{"host.docker.internal.", "x.localhost.", "a.", "."} {
 		b, _ := new(dns.Msg).SetQuestion(name, dns.TypeA).Pack()
 		f.Add(b)
 	}
