@@ -20,10 +20,6 @@ import (
 	"github.com/berthvm/berth/host/version"
 )
 
-// daemonMemory is what the Go runtime of a daemon may take before it collects
-// harder, in bytes. It is no limit: a busy daemon may have more.
-const daemonMemory = 48 << 20
-
 // daemonCommand is the machine's daemon. "berth start" runs it, detached.
 func (a *app) daemonCommand() *cobra.Command {
 	var timeout time.Duration
@@ -34,6 +30,7 @@ func (a *app) daemonCommand() *cobra.Command {
 		Args:   noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			debug.SetMemoryLimit(daemonMemory)
+			returnMemory(returnDelay, returnWorth)
 			told := false
 			tell := func(h launch.Hello) {
 				if !told {
