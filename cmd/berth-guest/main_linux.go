@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/berthvm/berth/guest/hostlink"
@@ -47,9 +46,7 @@ func main() {
 	cfg.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: errorText}))
 	slog.SetDefault(cfg.log) // for the libraries
 
-	// The machine's memory belongs to containers: collect early. The heap is a few
-	// MB, so that costs little.
-	debug.SetGCPercent(50)
+	paceHeap()
 	runtime.MemProfileRate = 0 // nobody asks for a profile, whose samples are kept for ever
 
 	if err := monitor.Relax(); err != nil {
