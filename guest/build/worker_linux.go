@@ -57,7 +57,7 @@ type buildWorker struct {
 // newWorker puts a worker together.
 func (b *Builder) newWorker(ctx context.Context, up *uploads) (*buildWorker, error) {
 	parts := b.opts.Images.Parts()
-	content := snapshots.NewContentStore(parts.Content, parts.Namespace)
+	content := snapshots.NewContentStore(storeContent{parts.Content}, parts.Namespace)
 	applier := apply.NewFileSystemApplier(content)
 	differ := walking.NewWalkingDiff(content)
 	records, err := openRecords(b.path(recordsName))
