@@ -11,8 +11,9 @@ import (
 )
 
 // The source of a bind mount is a path of the host: nothing of the machine's own
-// tree can be mounted, but for the engine's socket. Inspect shows what the user
-// wrote; what it means is looked up anew at each start.
+// tree can be mounted, but for the engine's socket and devices that every container
+// has. Inspect shows what the user wrote; what it means is looked up anew at each
+// start.
 
 // isSocket says whether a path of the host is one of those where clients look for
 // the engine.
@@ -22,6 +23,17 @@ func (e *Engine) isSocket(path string) bool {
 		return e.opts.Socket != ""
 	}
 	return e.opts.Socket != "" && path == e.opts.HostSocket
+}
+
+// isDevice says whether a path is that of a device which is the same on every
+// machine, and which users mount over files that a container is not to see, and
+// over /dev/random.
+func isDevice(path string) bool {
+	switch path {
+	case "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom":
+		return true
+	}
+	return false
 }
 
 // checkBind looks for a bind's source, and makes what -v may make.
@@ -38,6 +50,9 @@ func (e *Engine) checkBind(ctx context.Context, m *record.Mount) error {
 func (e *Engine) openBind(ctx context.Context, m *record.Mount) (string, *os.File, error) {
 	if e.isSocket(m.Source) {
 		return e.opts.Socket, nil, nil
+	}
+	if isDevice(m.Source) {
+		return m.Source, nil, nil
 	}
 	f, err := e.opts.Folders.Open(ctx, m.Source, m.FromBind)
 	var outside *hostpath.OutsideError

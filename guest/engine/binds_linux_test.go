@@ -36,12 +36,12 @@ func TestBinds(t *testing.T) {
 	e := w.Engine()
 	id := create(t, e, "", &apicontainer.HostConfig{
 		Binds: []string{"/home/u/src:/a", "/home/u/link:/b:ro", "/home/u/new/dir:/c", "/var/run/docker.sock:/d",
-			"/home/u/.berth/docker.sock:/e"},
+			"/home/u/.berth/docker.sock:/e", "/dev/null:/g"},
 		Mounts: []mount.Mount{{Type: mount.TypeBind, Source: "/home/u", Target: "/f"}},
 	}, "sleep")
 	start(t, e, id)
 	for dest, want := range map[string]string{
-		"/a": dir + "/src", "/b": dir + "/src", "/c": dir + "/new/dir", "/d": "/machine/docker.sock", "/e": "/machine/docker.sock", "/f": dir,
+		"/a": dir + "/src", "/b": dir + "/src", "/c": dir + "/new/dir", "/d": "/machine/docker.sock", "/e": "/machine/docker.sock", "/f": dir, "/g": "/dev/null",
 	} {
 		if got := w.Bound(dest); got != want {
 			t.Errorf("%s is %s, want %s", dest, got, want)
@@ -55,7 +55,7 @@ func TestBinds(t *testing.T) {
 	for _, m := range r.Mounts {
 		sources = append(sources, m.Source)
 	}
-	const want = "/home/u/src /home/u/link /home/u/new/dir /var/run/docker.sock /home/u/.berth/docker.sock /home/u"
+	const want = "/home/u/src /home/u/link /home/u/new/dir /var/run/docker.sock /home/u/.berth/docker.sock /home/u /dev/null"
 	if got := strings.Join(sources, " "); got != want {
 		t.Errorf("inspect shows %s, want what the user wrote: %s", got, want)
 	}
@@ -71,6 +71,7 @@ func TestBindsRefused(t *testing.T) {
 	}{
 		"outside":           {apicontainer.HostConfig{Binds: []string{"/srv/x:/x"}}, []string{missing + "/srv/x", share}},
 		"the machine's own": {apicontainer.HostConfig{Binds: []string{"/:/x"}}, []string{missing + "/", share}},
+		"its devices":       {apicontainer.HostConfig{Binds: []string{"/dev/vda:/x"}}, []string{missing + "/dev/vda", share}},
 		"a link out":        {apicontainer.HostConfig{Binds: []string{"/home/u/out:/x"}}, []string{missing + "/home/u/out", "/etc", share}},
 		"dotdot":            {apicontainer.HostConfig{Binds: []string{"/home/u/../../etc:/x"}}, []string{missing + "/etc", share}},
 		"mount, missing": {apicontainer.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeBind, Source: "/home/u/none", Target: "/x"}}},

@@ -261,6 +261,17 @@ func TestShareDockerSocket(t *testing.T) {
 }
 
 // TestShareConfig narrows and widens what is shared.
+// TestShareNull: /dev/null hides a file of a container, as everywhere.
+func TestShareNull(t *testing.T) {
+	h := machine(t)
+	for _, mount := range [][]string{{"-v", "/dev/null:/etc/passwd"}, {"--mount", "type=bind,src=/dev/null,dst=/etc/passwd"}} {
+		args := append(append([]string{"run", "--rm"}, mount...), "hello", "sh", "-c", "echo x >/etc/passwd; cat /etc/passwd; stat -c %F /etc/passwd")
+		if got := h.docker().ok(t, args...); got != "character special file" {
+			t.Errorf("%q: %q", mount, got)
+		}
+	}
+}
+
 func TestShareConfig(t *testing.T) {
 	h := ownHome(t)
 	if err := h.boot(); err != nil {
