@@ -51,6 +51,9 @@ func (e *Engine) withRoot(ctx context.Context, c *Container, f func(archive.Tree
 		return err
 	}
 	defer e.unmountRootfs(c)
+	if err := c.makeWorkingDir(); err != nil { // docker makes it with the container
+		return err
+	}
 	root, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("open the root of %s: %w", c.id, err)

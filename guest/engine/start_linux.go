@@ -224,10 +224,8 @@ func (b *building) setup(ctx context.Context) error {
 		in.Mounts = append(in.Mounts, specs.Mount{Destination: in.Init, Type: "bind", Source: b.e.opts.InitPath,
 			Options: []string{"bind", "ro"}})
 	}
-	if dir := rec.Config.WorkingDir; dir != "" && dir != "/" {
-		if err := makeWorkingDir(c.rootfs(), dir); err != nil {
-			return err
-		}
+	if err := c.makeWorkingDir(); err != nil {
+		return err
 	}
 	if b.spec, err = runspec.Build(in); err != nil {
 		return internal(err)
@@ -245,9 +243,13 @@ func (b *building) setup(ctx context.Context) error {
 	return nil
 }
 
-// makeWorkingDir makes the working directory inside the root file system, if it
-// is missing there: nothing of it may follow a link out.
-func makeWorkingDir(rootfs, dir string) error {
+// makeWorkingDir makes the working directory inside the root file system, which is
+// mounted, if it is missing there: nothing of it may follow a link out.
+func (c *Container) makeWorkingDir() error {
+	rootfs, dir := c.rootfs(), c.rec.Config.WorkingDir
+	if dir == "" || dir == "/" {
+		return nil
+	}
 	if path, err := securejoin.SecureJoin(rootfs, dir); err == nil {
 		if _, err := os.Lstat(path); err == nil {
 			return nil

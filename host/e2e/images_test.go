@@ -277,16 +277,17 @@ func TestCommitCopyPrune(t *testing.T) {
 				}
 			}
 			must(os.WriteFile(dir+"/in", []byte("copied"), 0o640))
-			c.ok(t, "create", "--name", "box", "hello", "sh", "-c", "cat /etc/in; echo made >/made")
+			c.ok(t, "create", "--name", "box", "-w", "/work/here", "hello", "sh", "-c", "cat /etc/in in; echo made >/made")
 			c.ok(t, "cp", dir+"/in", "box:/etc/in")
-			if got := c.ok(t, "start", "-a", "box"); got != "copied" {
+			c.ok(t, "cp", dir+"/in", "box:/work/here/")
+			if got := c.ok(t, "start", "-a", "box"); got != "copiedcopied" {
 				t.Errorf("the container read %q", got)
 			}
 			c.ok(t, "cp", "box:/made", dir+"/out")
 			if got, err := os.ReadFile(dir + "/out"); string(got) != "made\n" {
 				t.Errorf("copied out: %q, %v", got, err)
 			}
-			if got := c.ok(t, "diff", "box"); got != "C /etc\nA /etc/in\nA /made" {
+			if got := c.ok(t, "diff", "box"); got != "C /etc\nA /etc/in\nA /made\nA /work\nA /work/here\nA /work/here/in" {
 				t.Errorf("diff: %q", got)
 			}
 			c.ok(t, "commit", "-m", "with a file", "box", "boxed:1")
