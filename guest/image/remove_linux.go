@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -21,15 +22,15 @@ func (s *Store) Remove(ctx context.Context, refOrID string, opts RemoveOptions) 
 	if err != nil {
 		return nil, err
 	}
-	drop, err := s.namesToDrop(r, matched, opts.Force)
-	if err != nil {
-		return nil, err
-	}
+	drop := namesToDrop(r, matched)
 	last := len(drop) == len(r.names)
 	if last {
 		if err := inUse(refOrID, r.target.Digest, matched != "", opts.users(r.target.Digest), opts.Force); err != nil {
 			return nil, err
 		}
+	}
+	if matched == "" && !opts.Force && len(slices.DeleteFunc(slices.Clone(drop), func(img images.Image) bool { return !named(img.Name) })) > 1 {
+		return nil, fail(errdefs.ErrConflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", shortID(r.target.Digest))
 	}
 	deleted, err := s.dropNames(ctx, r, drop)
 	if err != nil || !last {
@@ -86,25 +87,15 @@ func (o RemoveOptions) users(id digest.Digest) []User {
 	return o.Users(id)
 }
 
-// namesToDrop returns the database's names that a removal takes away.
-func (s *Store) namesToDrop(r record, matched string, force bool) ([]images.Image, error) {
-	if matched != "" {
-		for _, img := range r.names {
-			if img.Name == matched {
-				return []images.Image{img}, nil
-			}
-		}
-	}
-	repositories := map[string]bool{}
+// namesToDrop returns the database's names that a removal takes away: the one that
+// was meant, or all.
+func namesToDrop(r record, matched string) []images.Image {
 	for _, img := range r.names {
-		if named(img.Name) {
-			repositories[img.Name] = true
+		if img.Name == matched {
+			return []images.Image{img}
 		}
 	}
-	if len(repositories) > 1 && !force {
-		return nil, fail(errdefs.ErrConflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", shortID(r.target.Digest))
-	}
-	return r.names, nil
+	return r.names
 }
 
 // inUse returns the conflict when containers use an image.

@@ -241,6 +241,10 @@ func TestNames(t *testing.T) {
 	if _, err := s.Remove(t.Context(), a.ID.String(), RemoveOptions{}); !errdefs.IsConflict(err) {
 		t.Errorf("Remove by ID with two names: %v", err)
 	}
+	running := func(digest.Digest) []User { return []User{{ContainerID: "c1", Running: true}} }
+	if _, err := s.Remove(t.Context(), a.ID.String(), RemoveOptions{Users: running}); err == nil || !strings.Contains(err.Error(), "cannot be forced") {
+		t.Errorf("Remove by ID with two names, in use: %v", err)
+	}
 	// A name that moves leaves the old image without one.
 	moved, err := s.Tag(t.Context(), "b:1", "a:1")
 	if err != nil || !slices.Equal(moved.RepoTags, []string{"a:1", "b:1"}) {
