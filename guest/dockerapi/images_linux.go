@@ -55,6 +55,9 @@ func (s *Server) images() {
 		return c.done(http.StatusCreated)
 	})
 	s.handle("DELETE", "/images/{name...}", func(c *call) error {
+		if strings.TrimSpace(c.vars["name"]) == "" {
+			return invalid("image name cannot be blank")
+		}
 		platforms, err := c.platforms("platforms", 50)
 		if err != nil {
 			return err

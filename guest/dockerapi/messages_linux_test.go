@@ -97,6 +97,7 @@ func TestMessages(t *testing.T) {
 		{"GET /containers/json?filters=%7B%22publish%22%3A%5B%221%3A2%22%5D%7D", "", 400, "filter for 'publish' should not contain ':': 1:2"},
 		{"GET /containers/json?filters=%7B%22exited%22%3A%5B%22x%22%5D%7D", "", 400, `invalid filter 'exited=x': strconv.Atoi: parsing "x": invalid syntax`},
 		{"GET /containers/json?filters=%7B%22nope%22%3A%5B%22x%22%5D%7D", "", 400, "invalid filter 'nope'"},
+		{"DELETE /images/%20", "", 400, "image name cannot be blank"},
 		{"GET /containers/up/archive?path=", "", 400, "bad parameter: path cannot be empty"},
 	} {
 		method, path, _ := strings.Cut(m.call, " ")
