@@ -55,6 +55,9 @@ func about(w wire.Welcome) system.VersionResponse {
 	return v
 }
 
+// cdiDirs are where vendors' devices are described, as in docker.
+var cdiDirs = []string{"/etc/cdi", "/var/run/cdi"}
+
 var machines = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
 
 // info is what docker info prints and does not change.
@@ -79,7 +82,7 @@ func info(cfg config, w wire.Welcome) system.Info {
 		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
 		LiveRestoreEnabled: true, InitBinary: "berth-exec",
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"},
-		CDISpecDirs:     []string{}, FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
+		CDISpecDirs:     cdiDirs, FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
 		DefaultAddressPools: addressPools(),
 		Warnings:            []string{"WARNING: No IPv6 way out: containers reach each other by IPv6 and can publish ports, but cannot reach the world by it"},
 	}

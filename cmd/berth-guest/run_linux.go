@@ -221,7 +221,7 @@ func open(ctx context.Context, cfg config, w wire.Welcome) (p *parts, err error)
 		Images: engine.Store{Store: p.store, Builtin: p.builtin}, Networks: p.networks,
 		Volumes: p.volumes, Keeper: p.keeper, Publisher: p.publisher(), StateDir: filepath.Join(cfg.root, "engine"), RunDir: cfg.run,
 		ExecPath: cfg.execPath, InitPath: initPath(cfg), CloneParent: !cfg.native, Hostname: w.Hostname,
-		Socket: cfg.socket(), HostSocket: w.Machine.DockerSocket, Folders: folders(cfg, w), DNS: servers, HostAlias: host, BootID: bootID()})
+		Socket: cfg.socket(), HostSocket: w.Machine.DockerSocket, Folders: folders(cfg, w), DNS: servers, HostAlias: host, BootID: bootID(), CDIDirs: cdiDirs})
 	if err != nil {
 		return p, err
 	}

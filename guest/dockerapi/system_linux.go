@@ -18,6 +18,7 @@ import (
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/filter"
 	"github.com/berthvm/berth/guest/engine/journal"
+	"github.com/berthvm/berth/guest/engine/runspec"
 )
 
 func (s *Server) system() {
@@ -69,6 +70,12 @@ func (s *Server) info(c *call) error {
 	i.NFd = engine.OpenFiles()
 	i.SystemTime = time.Now().Format(time.RFC3339Nano)
 	i.NCPU, i.MemTotal = runtime.NumCPU(), engine.TotalMemory()
+	names, warnings := runspec.VendorDevices(i.CDISpecDirs)
+	i.DiscoveredDevices = []system.DeviceInfo{}
+	for _, name := range names {
+		i.DiscoveredDevices = append(i.DiscoveredDevices, system.DeviceInfo{Source: runspec.VendorDriver, ID: name})
+	}
+	i.Warnings = slices.Concat(i.Warnings, warnings)
 	shaped, err := c.infoShape(i)
 	if err != nil {
 		return err
@@ -78,6 +85,9 @@ func (s *Server) info(c *call) error {
 
 // infoShape is info as a version of the API has it.
 func (c *call) infoShape(i system.Info) (any, error) {
+	if c.version < 50 {
+		i.DiscoveredDevices = nil
+	}
 	if c.version < 46 {
 		i.Containerd = nil
 	}

@@ -47,6 +47,7 @@ type Options struct {
 	DNS         []netip.Addr // for containers that have no embedded DNS
 	HostAlias   netip.Addr   // what host-gateway stands for
 	BootID      string       // changes with every boot of the machine
+	CDIDirs     []string     // in the machine, with specifications of vendors' devices
 
 	// ShutdownTimeout bounds how long Shutdown waits for containers. Default 10 s.
 	ShutdownTimeout time.Duration

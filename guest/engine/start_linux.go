@@ -210,7 +210,7 @@ func (b *building) setup(ctx context.Context) error {
 		}
 	}
 	in := runspec.Input{ID: c.id, Config: config, HostConfig: rec.HostConfig, Rootfs: c.rootfs(),
-		Cgroup: cgroupPath(rec), NetNS: b.netns, Mounts: mounts}
+		Cgroup: cgroupPath(rec), NetNS: b.netns, Mounts: mounts, CDIDirs: b.e.opts.CDIDirs}
 	if rec.HostConfig.IpcMode.IsShareable() {
 		if in.Shm, err = b.e.mountShm(c); err != nil {
 			return internal(err)

@@ -411,3 +411,20 @@ func TestOutbound(t *testing.T) {
 		t.Errorf("the registry's catalog: %q", got)
 	}
 }
+
+// TestVendorDevices: devices that vendors describe in the machine (CDI).
+func TestVendorDevices(t *testing.T) {
+	c := machine(t).berth()
+	c.ok(t, "ssh", "--", `mkdir -p /run/cdi && echo '{"cdiVersion": "0.7.0", "kind": "example.com/card", "devices": [{"name": "zero",
+		"containerEdits": {"env": ["CARD=zero"], "deviceNodes": [{"path": "/dev/card", "hostPath": "/dev/zero"}],
+		"mounts": [{"hostPath": "/etc/os-release", "containerPath": "/opt/card", "options": ["ro", "bind"]}]}}]}' >/run/cdi/card.json`)
+	t.Cleanup(func() { c.exec("ssh", "--", "rm -r /run/cdi") })
+	if got := c.ok(t, "info", "-f", "{{json .DiscoveredDevices}} {{.CDISpecDirs}}"); got != `[{"Source":"cdi","ID":"example.com/card=zero"}] [/etc/cdi /var/run/cdi]` {
+		t.Errorf("info shows %s", got)
+	}
+	if got := c.ok(t, "run", "--rm", "--device", "example.com/card=zero", "hello", "sh", "-c",
+		"echo $CARD; head -c 2 /dev/card | od -An -tx1; grep -c ^ID= /opt/card; touch /opt/card 2>&1; true"); !strings.HasPrefix(got, "zero\n 00 00\n1\n") || !strings.Contains(got, "Read-only") {
+		t.Errorf("in the container: %q", got)
+	}
+	c.fails(t, "CDI device injection failed: unresolvable CDI devices example.com/card=one", "run", "--rm", "--device", "example.com/card=one", "hello", "true")
+}

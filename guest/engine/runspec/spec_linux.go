@@ -29,6 +29,9 @@ type Input struct {
 	Mounts []specs.Mount
 	// Init is the program, in the container, that runs the user's; empty: none.
 	Init string
+	// CDIDirs are where specifications of vendors' devices are looked for; none: no
+	// such device can be asked for.
+	CDIDirs []string
 }
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -80,6 +83,9 @@ func Build(in Input) (*specs.Spec, error) {
 	}
 	setPaths(spec, hc, security)
 	spec.Linux.Sysctl = sysctls(hc, in.NetNS)
+	if err := addRequested(spec, hc.DeviceRequests, in.CDIDirs); err != nil {
+		return nil, err
+	}
 	return spec, nil
 }
 
@@ -274,9 +280,6 @@ func setResources(spec *specs.Spec, hc *container.HostConfig) error {
 			return fmt.Errorf("list the machine's devices: %w", err)
 		}
 		spec.Linux.Devices = devs
-	}
-	for _, r := range hc.DeviceRequests {
-		return invalid("could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities)
 	}
 	for _, m := range hc.Devices {
 		devs, rules, err := devices(m)
