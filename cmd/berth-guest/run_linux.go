@@ -317,6 +317,9 @@ type publisher struct{ *publish.Publisher }
 
 // Open implements engine.Publisher.
 func (p publisher) Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, engine.HostPort, error) {
+	if strings.HasPrefix(proto, "sctp") {
+		return publish.HoldSCTP(proto, address)
+	}
 	port, err := p.Publisher.Open(ctx, proto, address, target)
 	if err != nil {
 		return netip.AddrPort{}, nil, err

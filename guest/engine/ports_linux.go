@@ -23,7 +23,8 @@ type Publisher interface {
 	// Open listens on an address of the host's, whose port may be 0, for
 	// connections to what target says when they come, and returns where it does. It
 	// listens until the HostPort is closed. proto is "tcp" or "udp", or "tcp6" or "udp6"
-	// where "[::]" is no IPv4 address too.
+	// where "[::]" is no IPv4 address too; the port of "sctp" and "sctp6" is taken in
+	// the machine only.
 	Open(ctx context.Context, proto, address string, target func() netip.AddrPort) (netip.AddrPort, HostPort, error)
 }
 

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -142,6 +144,52 @@ func TestPortUDP(t *testing.T) {
 }
 
 // TestNetworks: containers of a network find each other by name, others do not.
+// TestPortSCTP: a port of SCTP is open in the machine, and who publishes it is told
+// that it is not on the host.
+func TestPortSCTP(t *testing.T) {
+	c := machine(t).berth()
+	program := built(t, filepath.Join("testdata", "sctp"))
+	t.Cleanup(func() { c.exec("rm", "-f", "sctp", "late", "exposing") })
+	r := c.exec("run", "-d", "--name", "sctp", "-v", program+":/sctp", "-p", "9999:7/sctp", "-p", "8/sctp", "hello", "/sctp", "listen", "7", "heard")
+	if r.code != 0 || !strings.Contains(r.err, "SCTP ports are published inside the machine only") {
+		t.Fatalf("%s", r)
+	}
+	if got := c.ok(t, "port", "sctp", "7/sctp"); got != "0.0.0.0:9999\n[::]:9999" {
+		t.Errorf("the port is shown as %q", got)
+	}
+	if got := c.ok(t, "port", "sctp", "8/sctp"); !strings.HasPrefix(got, "0.0.0.0:") || strings.HasPrefix(got, "0.0.0.0:0") {
+		t.Errorf("a port that nobody chose is shown as %q", got)
+	}
+	gateway := c.ok(t, "inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", "sctp")
+	if got := c.ok(t, "run", "--rm", "-v", program+":/sctp", "hello", "/sctp", "ask", gateway+":9999"); got != "heard" {
+		t.Errorf("through the gateway: %q", got)
+	}
+	c.ok(t, "create", "--name", "late", "-p", "9999:7/sctp", "hello")
+	c.fails(t, "Bind for 0.0.0.0:9999 failed: port is already allocated", "start", "late")
+	c.ok(t, "rm", "-f", "sctp")
+	c.ok(t, "start", "late")
+	c.ok(t, "run", "-d", "--name", "exposing", "--expose", "7/sctp", "hello", "sleep", "1000000")
+	if got := c.ok(t, "inspect", "-f", "{{json .NetworkSettings.Ports}}", "exposing"); got != `{"7/sctp":null}` {
+		t.Errorf("an exposed port is shown as %s", got)
+	}
+	if got := c.ok(t, "ps", "-f", "name=exposing", "--format", "{{.Ports}}"); got != "7/sctp" {
+		t.Errorf("an exposed port is listed as %q", got)
+	}
+}
+
+// built builds the Go program in a folder and returns its path, which is shared.
+func built(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), filepath.Base(dir))
+	build := exec.Command("go", "build", "-o", program, ".")
+	build.Dir = dir
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program
+}
+
 func TestNetworks(t *testing.T) {
 	h := machine(t)
 	c := h.berth()

@@ -35,13 +35,14 @@ const maxHostname = 64
 // heeded, which it takes out. c and h are what the client sent, before anything is
 // filled in. Errors are errdefs.ErrInvalidArgument.
 func Check(c *apicontainer.Config, h *apicontainer.HostConfig, host Host) (warnings []string, err error) {
+	var ports []Port
 	for _, check := range []func() error{
 		func() error { return checkNetworking(c, h) },
 		func() error { return checkForeign(h) },
 		func() error { return checkProcess(c) },
 		func() error { return checkHealth(c.Healthcheck) },
 		func() error { return checkHost(h) },
-		func() error { _, err := Ports(c, h); return err },
+		func() (err error) { ports, err = Ports(c, h); return err },
 		func() error { warnings, err = CheckResources(&h.Resources, host.CPUs, false); return err },
 		func() error { return checkModes(h, host) },
 		func() error { return checkLogging(h.LogConfig) },
@@ -52,6 +53,8 @@ func Check(c *apicontainer.Config, h *apicontainer.HostConfig, host Host) (warni
 	}
 	if h.NetworkMode.IsHost() && len(h.PortBindings) > 0 {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	} else if slices.ContainsFunc(ports, func(p Port) bool { return p.Port.Proto() == apinet.SCTP }) {
+		warnings = append(warnings, "SCTP ports are published inside the machine only: they are not open on the host")
 	}
 	return warnings, nil
 }
@@ -273,9 +276,9 @@ func Ports(cfg *apicontainer.Config, h *apicontainer.HostConfig) ([]Port, error)
 			return nil, invalid("invalid port specification: %q", port.String())
 		}
 		switch port.Proto() {
-		case apinet.TCP, apinet.UDP:
+		case apinet.TCP, apinet.UDP, apinet.SCTP:
 		default:
-			return nil, invalid("cannot publish %s: only tcp and udp are forwarded from the host", port)
+			return nil, invalid("invalid protocol: %s", port.Proto())
 		}
 		for _, b := range bindings {
 			w := Port{Port: port, HostIP: b.HostIP}

@@ -146,9 +146,6 @@ func TestCheckRefuses(t *testing.T) {
 		`invalid port specification: "99999"`: func(_ *config, h *hostConfig) {
 			h.PortBindings = apinet.PortMap{apinet.MustParsePort("1/tcp"): {{HostPort: "99999"}}}
 		},
-		"cannot publish 1/sctp: only tcp and udp are forwarded from the host": func(_ *config, h *hostConfig) {
-			h.PortBindings = apinet.PortMap{apinet.MustParsePort("1/sctp"): nil}
-		},
 		"conflicting options: port publishing and the container type network mode": func(_ *config, h *hostConfig) {
 			h.NetworkMode, h.PortBindings = "container:x", port
 		},
@@ -248,5 +245,19 @@ func TestPorts(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// TestPublishedInside: who publishes a port by SCTP is told where.
+func TestPublishedInside(t *testing.T) {
+	for port, told := range map[string]bool{"80/tcp": false, "80/sctp": true} {
+		exposed := apinet.PortSet{apinet.MustParsePort(port): {}}
+		got, err := Check(&apicontainer.Config{ExposedPorts: exposed}, &apicontainer.HostConfig{PublishAllPorts: true}, Host{CPUs: 1})
+		if err != nil || len(got) > 0 != told {
+			t.Errorf("%s, published: %q, %v", port, got, err)
+		}
+		if got, err := Check(&apicontainer.Config{ExposedPorts: exposed}, &apicontainer.HostConfig{}, Host{CPUs: 1}); err != nil || len(got) > 0 {
+			t.Errorf("%s, exposed: %q, %v", port, got, err)
+		}
 	}
 }
