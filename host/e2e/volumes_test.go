@@ -3,8 +3,12 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -71,4 +75,61 @@ func TestSilentServer(t *testing.T) {
 		conn.Close()
 	}
 	eventually(t, "nobody waits for the server any more", func() bool { return c.exec("volume", "rm", "silent").code == 0 })
+}
+
+// TestNFS: a volume is a folder of a file server's.
+func TestNFS(t *testing.T) {
+	needFull(t) // the server comes from the module proxy
+	c := machine(t).docker()
+	dir := t.TempDir()
+	server := exec.Command(built(t, filepath.Join("testdata", "nfs")), dir)
+	stdin, err := server.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := server.StdoutPipe()
+	if err == nil {
+		err = server.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.exec("rm", "-f", "writer")
+		c.exec("volume", "rm", "-f", "files", "read-only")
+		stdin.Close()
+		server.Wait()
+	})
+	port, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	port = strings.TrimSpace(port)
+	create := func(name, more string) {
+		t.Helper()
+		c.ok(t, "volume", "create", "--opt", "type=nfs", "--opt", "device=:/", "--opt", "o=addr=host.docker.internal,vers=3,proto=tcp,nolock,port="+port+
+			",mountport="+port+more, name)
+	}
+	create("files", ",rw")
+	create("read-only", ",ro")
+	if err := os.WriteFile(filepath.Join(dir, "host"), []byte("from the host\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.ok(t, "run", "--name", "writer", "-v", "files:/data", "hello", "sh", "-c",
+		"cat /data/host; mkdir /data/d && echo container >/data/d/f && mv /data/d/f /data/d/g; grep -c ' /data nfs ' /proc/mounts"); got != "from the host\n1" {
+		t.Errorf("in the container: %q", got)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "d", "g")); err != nil || string(got) != "container\n" {
+		t.Errorf("on the server: %q, %v", got, err)
+	}
+	c.fails(t, "Read-only file system", "run", "--rm", "-v", "read-only:/data", "hello", "touch", "/data/x")
+	if got := c.ok(t, "start", "-a", "writer"); !strings.Contains(got, "from the host") {
+		t.Errorf("started again: %q", got)
+	}
+	c.fails(t, "volume is in use", "volume", "rm", "files")
+	c.ok(t, "rm", "writer")
+	c.ok(t, "volume", "rm", "files", "read-only")
+	if _, err := os.Stat(filepath.Join(dir, "d", "g")); err != nil {
+		t.Errorf("the files went with the volume: %v", err)
+	}
 }
