@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -16,6 +17,8 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/progress"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthvm/berth/guest/image"
 )
 
 // exporterMoby is the exporter that docker's clients ask for.
@@ -116,12 +119,17 @@ func (e *imageExport) Export(ctx context.Context, src *exporter.Source, info exp
 	return resp, finalize, ref, nil
 }
 
-// finish unpacks the image and gives it its names.
+// finish unpacks the image, notes where it came from and gives it its names.
 func (e *imageExport) finish(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo, ref exporter.DescriptorReference) error {
 	names := e.names.take()
 	if len(names) > 0 && e.unpacked {
 		done := progress.OneOff(ctx, "unpacking")
 		if err := done(e.unpack(ctx, src, ref.Descriptor(), info.SessionID)); err != nil {
+			return err
+		}
+	}
+	if info.Ref != "" {
+		if err := e.w.store.MarkBuilt(ctx, ref.Descriptor().Digest, image.Build{Ref: info.Ref, At: time.Now().UTC()}); err != nil {
 			return err
 		}
 	}

@@ -107,7 +107,7 @@ func (s *Server) imageList(c *call) error {
 		return err
 	}
 	o := images.ListOptions{Manifests: c.version >= 47 && c.flag("manifests"), SharedSize: c.version >= 42 && c.flag("shared-size")}
-	if c.version >= 54 && c.flag("identity") && !o.Manifests {
+	if o.Identity = c.version >= 54 && c.flag("identity"); o.Identity && !o.Manifests {
 		return invalid("conflicting options: identity requires manifests=1")
 	}
 	list, err := s.cfg.Images.List(c.Context(), f, o)

@@ -18,6 +18,9 @@ var (
 
 // imageShape is an image as a version of the API describes it.
 func (c *call) imageShape(info *image.InspectResponse) (any, error) {
+	if c.version < 53 {
+		info.Identity = nil
+	}
 	if c.version >= 52 {
 		return info, nil
 	}

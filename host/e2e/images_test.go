@@ -58,6 +58,31 @@ func TestPull(t *testing.T) {
 	}
 }
 
+// TestOrigin: an image tells where it was pulled from or by which build it was made.
+func TestOrigin(t *testing.T) {
+	c := machine(t).berth()
+	ref := suite.registry.image("hello:1")
+	t.Cleanup(func() { c.exec("rmi", "-f", ref, "built-here") })
+	c.ok(t, "pull", ref)
+	const format = "{{json .Identity}}"
+	if got := c.ok(t, "image", "inspect", "-f", format, ref); !strings.Contains(got, `{"Repository":"localhost/`) {
+		t.Errorf("pulled: %s", got)
+	}
+	c.ok(t, "build", "-t", "built-here", buildIn(t, "FROM hello\nRUN echo here >/here"))
+	var origin struct {
+		Build []struct {
+			Ref       string
+			CreatedAt time.Time
+		}
+	}
+	if err := json.Unmarshal([]byte(c.ok(t, "image", "inspect", "-f", format, "built-here")), &origin); err != nil {
+		t.Fatal(err)
+	}
+	if b := origin.Build; len(b) != 1 || b[0].Ref == "" || time.Since(b[0].CreatedAt).Abs() > time.Hour {
+		t.Errorf("built: %+v", b)
+	}
+}
+
 // TestPullErrors: a registry's refusals are told as docker tells them, within
 // bounded time, and the engine goes on.
 func TestPullErrors(t *testing.T) {

@@ -175,6 +175,7 @@ func listOptions(f filter.Set) (image.ListOptions, error) {
 type ListOptions struct {
 	Manifests  bool // what it holds for which platform
 	SharedSize bool // how much of it other images have, too
+	Identity   bool // where that came from; with Manifests
 }
 
 // List describes the images that match.
@@ -215,6 +216,16 @@ func (s *Service) List(ctx context.Context, f filter.Set, more ListOptions) ([]*
 		}
 		if more.Manifests {
 			sum.Manifests = summaries(img, all)
+		}
+		if more.Identity {
+			for _, m := range sum.Manifests {
+				if m.ImageData == nil || !m.Available {
+					continue
+				}
+				if m.ImageData.Identity, err = s.identity(ctx, m.Descriptor.Digest); err != nil {
+					return nil, err
+				}
+			}
 		}
 		if more.SharedSize {
 			sum.SharedSize = shared[img.ID]
@@ -268,6 +279,26 @@ func summaries(img image.Image, users []engine.ImageUser) []apiimage.ManifestSum
 	return out
 }
 
+// identity is where what has a digest came from, nil when that is not known. Nobody
+// here verifies signatures.
+func (s *Service) identity(ctx context.Context, dgst digest.Digest) (*apiimage.Identity, error) {
+	o, err := s.store.Origin(ctx, dgst)
+	if errdefs.IsNotFound(err) || err == nil && len(o.Repositories)+len(o.Builds) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &apiimage.Identity{}
+	for _, name := range o.Repositories {
+		out.Pull = append(out.Pull, apiimage.PullIdentity{Repository: name})
+	}
+	for _, b := range o.Builds {
+		out.Build = append(out.Build, apiimage.BuildIdentity{Ref: b.Ref, CreatedAt: b.At})
+	}
+	return out, nil
+}
+
 // Inspect describes one image.
 func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Platform, manifests bool) (*apiimage.InspectResponse, error) {
 	if err := s.wait(ctx); err != nil {
@@ -294,6 +325,9 @@ func (s *Service) Inspect(ctx context.Context, name string, platform *ocispec.Pl
 	}
 	if n := len(img.Spec.History); n > 0 {
 		r.Comment = img.Spec.History[n-1].Comment
+	}
+	if r.Identity, err = s.identity(ctx, img.Target.Digest); err != nil {
+		return nil, err
 	}
 	if manifests {
 		all, err := s.engine.ImageUsers(ctx)
