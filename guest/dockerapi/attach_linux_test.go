@@ -69,6 +69,44 @@ func TestAttachWebsocket(t *testing.T) {
 	}
 }
 
+// TestAttachBody: what a client says in the body of its request is no input, but what
+// it sends with it, after it, is.
+func TestAttachBody(t *testing.T) {
+	for name, body := range map[string]string{
+		"none": "\r\n", "parameters": "Content-Type: application/json\r\nContent-Length: 15\r\n\r\n" + `{"stream":true}`,
+		"empty": "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, socket, _ := server(t)
+			id := create(t, c, "", nil, true, "lines")
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+			io.WriteString(conn, "POST /containers/"+id+"/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"+body+"typed\n")
+			if _, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			var got strings.Builder
+			for buf := make([]byte, 1000); !strings.Contains(got.String(), "typed\r\n>"); {
+				n, err := conn.Read(buf)
+				if got.Write(buf[:n]); err != nil {
+					t.Fatalf("%q, %v", got.String(), err)
+				}
+			}
+			if _, out, _ := strings.Cut(got.String(), "\r\n\r\n"); !strings.HasPrefix(out, "typed\r\n>") {
+				t.Errorf("printed %q", out)
+			}
+			if _, err := c.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "KILL"}); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, conn)
+		})
+	}
+}
+
 // TestAttachWebsocketFails: what cannot be attached to is an HTTP error, a bad
 // handshake too, and who goes away holds nothing.
 func TestAttachWebsocketFails(t *testing.T) {

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -115,6 +116,9 @@ func (h *hijacked) interrupt() { _ = h.SetReadDeadline(time.Unix(1, 0)) }
 // hijack takes the connection. With an Upgrade the answer is 101, otherwise, as
 // old clients want it, 200.
 func (c *call) hijack(tty bool, gone func()) (*hijacked, error) {
+	if c.ContentLength > 0 { // some clients repeat their parameters there
+		_, _ = io.Copy(io.Discard, io.LimitReader(c.Body, maxBody))
+	}
 	conn, rw, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("take over the connection: %w", err)
@@ -140,6 +144,9 @@ func (c *call) hijack(tty bool, gone func()) (*hijacked, error) {
 	if _, err := io.ReadFull(rw.Reader, early); err != nil {
 		conn.Close()
 		return nil, errBegun
+	}
+	if len(c.TransferEncoding) > 0 {
+		early = bytes.TrimPrefix(early, []byte("0\r\n\r\n")) // a body without anything
 	}
 	return &hijacked{Conn: conn, early: early, gone: gone, began: time.Now()}, nil
 }
