@@ -264,6 +264,20 @@ func (e *Engine) Export(ctx context.Context, name string, begin func() io.Writer
 	if err != nil {
 		return err
 	}
+	root, err := e.ownRoot(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	c.mu.Lock()
+	c.event(events.ActionExport)
+	c.mu.Unlock()
+	return archive.In(root).Pack(ctx, "/", "", begin())
+}
+
+// ownRoot opens a container's own root file system. The file holds it: whoever reads
+// at leisure keeps the container from nothing.
+func (e *Engine) ownRoot(ctx context.Context, c *Container) (*os.File, error) {
 	c.op.Lock() // the mount must not go away meanwhile
 	defer c.op.Unlock()
 	c.mu.Lock()
@@ -271,19 +285,15 @@ func (e *Engine) Export(ctx context.Context, name string, begin func() io.Writer
 	c.mu.Unlock()
 	if !alive {
 		if err := e.opts.Images.Mount(ctx, c.id, c.rootfs()); err != nil {
-			return err
+			return nil, err
 		}
 		defer e.unmountRootfs(c)
 	}
-	root, err := os.OpenFile(c.rootfs(), unix.O_PATH|unix.O_DIRECTORY, 0)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, c.rootfs(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("export %s: %w", name, err)
+		return nil, fmt.Errorf("open the root of %s: %w", c.id, err)
 	}
-	defer root.Close()
-	c.mu.Lock()
-	c.event(events.ActionExport)
-	c.mu.Unlock()
-	return archive.In(root).Pack(ctx, "/", "", begin())
+	return os.NewFile(uintptr(fd), c.rootfs()), nil
 }
 
 // Changes lists how a container's root file system differs from its image.

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -19,6 +20,50 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 )
+
+// TestSlowExport: a client that takes its time over an export holds up nobody.
+func TestSlowExport(t *testing.T) {
+	h := machine(t)
+	c, api := h.berth(), h.engine(t)
+	t.Cleanup(func() { c.exec("rm", "-f", "exported") })
+	for _, running := range []bool{true, false} {
+		c.ok(t, "run", "-d", "--name", "exported", "hello", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=32; echo >/done; exec sleep 1000000")
+		eventually(t, "the file is written", func() bool { return c.exec("exec", "exported", "test", "-e", "/done").code == 0 })
+		if !running {
+			c.ok(t, "stop", "-t", "0", "exported")
+		}
+		out, err := api.ContainerExport(t.Context(), "exported", client.ContainerExportOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := bufio.NewReader(out)
+		if _, err := in.Peek(512); err != nil { // it has begun
+			t.Fatal(err)
+		}
+		if !running {
+			c.ok(t, "start", "exported")
+		}
+		c.ok(t, "stop", "-t", "0", "exported")
+		size := int64(0)
+		for r := tar.NewReader(in); ; {
+			head, err := r.Next()
+			if err != nil {
+				if err != io.EOF {
+					t.Errorf("running %v: %v", running, err)
+				}
+				break
+			}
+			if head.Name == "big" {
+				size = head.Size
+			}
+		}
+		if size != 32<<20 {
+			t.Errorf("running %v: exported %d bytes", running, size)
+		}
+		out.Close()
+		c.ok(t, "rm", "exported")
+	}
+}
 
 // TestLogOptions: logs are told apart by time, number and stream, carry what the
 // options ask for, and are rotated.
