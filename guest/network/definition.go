@@ -37,8 +37,9 @@ func notFound(format string, args ...any) error {
 }
 
 // define turns a Config into a Network, choosing what it leaves open. taken are
-// the subnets it must not overlap; site is where IPv6 subnets come from.
-func define(cfg Config, mtu int, taken []netip.Prefix, site netip.Prefix) (Network, error) {
+// the subnets it must not overlap, and uplink those of the machine's interface;
+// site is where IPv6 subnets come from.
+func define(cfg Config, mtu int, taken, uplink []netip.Prefix, site netip.Prefix) (Network, error) {
 	n := Network{
 		ID: newID(), Name: cfg.Name, Driver: cfg.Driver, Created: time.Now().UTC(),
 		Internal: cfg.Internal, Attachable: cfg.Attachable, ConfigFrom: cfg.ConfigFrom, NoIPv4: cfg.NoIPv4, IPv6: cfg.IPv6,
@@ -55,7 +56,7 @@ func define(cfg Config, mtu int, taken []netip.Prefix, site netip.Prefix) (Netwo
 		return n, err
 	}
 	var err error
-	if n.Subnets, err = chooseSubnets(cfg, n.Driver, taken, site); err != nil {
+	if n.Subnets, err = chooseSubnets(cfg, n.Driver, taken, uplink, site); err != nil {
 		return n, err
 	}
 	for i, s := range n.Subnets {
@@ -264,14 +265,17 @@ func (n Network) ifPrefix() string {
 	return "eth"
 }
 
-// chooseSubnets checks the subnets of a wish and chooses those it leaves open. What
-// a wish says of a family that the network does not have is ignored, as docker has
-// it.
-func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.Prefix) ([]Subnet, error) {
+// chooseSubnets checks the subnets of a wish and chooses those it leaves open, and
+// returns those of IPv4 first. What a wish says of a family that the network does not
+// have is ignored, as docker has it.
+func chooseSubnets(cfg Config, driver string, taken, uplink []netip.Prefix, site netip.Prefix) ([]Subnet, error) {
 	if err := checkSubnets(cfg); err != nil {
 		return nil, err
 	}
 	onParent := driver == DriverMacvlan || driver == DriverIPvlan
+	if onParent { // its addresses are of the world outside
+		uplink = nil
+	}
 	var out []Subnet
 	have4, have6 := cfg.NoIPv4, !cfg.IPv6
 	for _, s := range cfg.Subnets {
@@ -280,7 +284,7 @@ func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.P
 			continue
 		}
 		if s.Subnet.Addr().IsUnspecified() {
-			r := ipam.Request{Global: onParent, Bits: s.Subnet.Bits(), Taken: taken}
+			r := ipam.Request{Global: onParent, Bits: s.Subnet.Bits(), Taken: slices.Concat(taken, uplink)}
 			if v6 {
 				r.Site = site
 			}
@@ -291,13 +295,15 @@ func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.P
 			s.Subnet = p
 		} else if overlaps(s.Subnet, taken) && !(onParent && s.Range.IsValid()) {
 			return nil, forbidden("invalid pool request: Pool overlaps with other one on this address space")
+		} else if i := slices.IndexFunc(uplink, s.hides); i >= 0 {
+			return nil, forbidden("invalid pool request: Pool overlaps with %s, by which the machine reaches its host", uplink[i].Masked())
 		}
 		taken = append(taken[:len(taken):len(taken)], s.Subnet)
 		have4, have6 = have4 || !v6, have6 || v6
 		out = append(out, s)
 	}
 	if !have4 {
-		p, err := choose(ipam.Request{Global: onParent, Taken: taken})
+		p, err := choose(ipam.Request{Global: onParent, Taken: slices.Concat(taken, uplink)})
 		if err != nil {
 			return nil, err
 		}
@@ -310,7 +316,19 @@ func chooseSubnets(cfg Config, driver string, taken []netip.Prefix, site netip.P
 		}
 		out = append(out, Subnet{Subnet: p})
 	}
+	slices.SortStableFunc(out, func(a, b Subnet) int { return a.Subnet.Addr().BitLen() - b.Subnet.Addr().BitLen() })
 	return out, nil
+}
+
+// hides says whether a network with the subnet would take the way to the machine's
+// neighbours on its uplink. A subnet that lies around the uplink's, as the 192.168.0.0/16
+// of docker's own examples, leaves it the narrower route.
+func (s Subnet) hides(uplink netip.Prefix) bool {
+	first := s.Subnet.Addr()
+	if s.Range.IsValid() {
+		first = s.Range.Masked().Addr()
+	}
+	return s.Subnet.Overlaps(uplink) && (s.Subnet.Bits() >= uplink.Bits() || uplink.Contains(first) || uplink.Contains(s.Gateway))
 }
 
 // Pool is a range of addresses that networks without a subnet of their own get one

@@ -23,7 +23,7 @@ func FuzzDefine(f *testing.F) {
 			s.Aux = map[string]netip.Addr{"a": a}
 		}
 		cfg.Subnets = []Subnet{s}
-		n, err := define(cfg, 1500, taken, site)
+		n, err := define(cfg, 1500, taken, nil, site)
 		if err != nil {
 			return
 		}
@@ -73,6 +73,13 @@ func TestDefine(t *testing.T) {
 		{"isolated and not internal", Config{Options: map[string]string{OptionMode4: "isolated"}}, "can only be used for an internal network"},
 		{"inhibited", Config{Options: map[string]string{OptionInhibit4: "true"}}, "172.18.0.0/16 172.18.0.1"},
 		{"a bad mode", Config{Options: map[string]string{OptionMode6: "x"}}, "failed to parse " + OptionMode6 + " value: x"},
+		{"IPv6 first", Config{IPv6: true, Subnets: []Subnet{{Subnet: pfx("fd00::/64")}, {Subnet: pfx("10.1.0.0/16")}}},
+			"10.1.0.0/16 10.1.0.1, fd00::/64 fd00::1"},
+		{"around the uplink", Config{Subnets: []Subnet{{Subnet: pfx("192.168.0.0/16"), Range: pfx("192.168.96.0/19")}}}, "192.168.0.0/16 192.168.96.0"},
+		{"the uplink", Config{Subnets: []Subnet{{Subnet: pfx("192.168.127.0/24")}}}, "Pool overlaps with 192.168.127.0/24, by which"},
+		{"in the uplink", Config{Subnets: []Subnet{{Subnet: pfx("192.168.127.128/25")}}}, "Pool overlaps with 192.168.127.0/24, by which"},
+		{"a gateway in the uplink", Config{Subnets: []Subnet{{Subnet: pfx("192.168.0.0/16"), Gateway: addr("192.168.127.1")}}}, "Pool overlaps with 192.168.127.0/24"},
+		{"a range in the uplink", Config{Subnets: []Subnet{{Subnet: pfx("192.168.0.0/16"), Range: pfx("192.168.127.128/25")}}}, "Pool overlaps with 192.168.127.0/24"},
 		{"macvlan", Config{Driver: DriverMacvlan}, "10.0.0.0/24 invalid IP"},
 		{"all that is wrong", Config{Subnets: []Subnet{{Subnet: pfx("10.1.0.1/16"), Gateway: addr("10.2.0.1"), Range: pfx("10.0.0.0/8")}}},
 			"invalid network config:\n* invalid subnet 10.1.0.1/16: it should be 10.1.0.0/16\n" +
@@ -80,7 +87,7 @@ func TestDefine(t *testing.T) {
 				"* invalid gateway 10.2.0.1: parent subnet 10.1.0.1/16 doesn't contain this address"},
 	} {
 		tc.cfg.Name = "n"
-		n, err := define(tc.cfg, 1500, []netip.Prefix{pfx("172.17.0.0/16")}, site)
+		n, err := define(tc.cfg, 1500, []netip.Prefix{pfx("172.17.0.0/16")}, []netip.Prefix{pfx("192.168.127.2/24")}, site)
 		var got []string
 		for _, s := range n.Subnets {
 			got = append(got, s.Subnet.String()+" "+s.Gateway.String())

@@ -185,18 +185,15 @@ func (m *Manager) define(cfg Config, uplink []netip.Prefix) (Network, error) {
 	if cfg.IPv6 && !m.site.IsValid() {
 		m.site = newSite()
 	}
-	return define(cfg, m.opts.MTU, m.taken(cfg.Driver, uplink), m.site)
+	return define(cfg, m.opts.MTU, m.taken(cfg.Driver), uplink, m.site)
 }
 
-// taken are the subnets that a new network must not overlap: the machine's own
-// and those of the bridges; or, where containers sit on the machine's interfaces
-// and have addresses of the world outside, those of their like.
-func (m *Manager) taken(driver string, uplink []netip.Prefix) []netip.Prefix {
+// taken are the subnets that a new network must not overlap: those of the bridges;
+// or, where containers sit on the machine's interfaces and have addresses of the
+// world outside, those of their like.
+func (m *Manager) taken(driver string) []netip.Prefix {
 	onParent := Network{Driver: driver}.onParent()
 	var taken []netip.Prefix
-	if !onParent {
-		taken = uplink
-	}
 	for _, n := range m.networks {
 		if n.def.onParent() == onParent && !n.def.ConfigOnly {
 			for _, s := range n.def.Subnets {
@@ -451,6 +448,9 @@ func (m *Manager) makeBridge(def Network) (index int, err error) {
 	if err := link.Sysctl("ipv4/conf/"+def.Device+"/route_localnet", "1"); err != nil {
 		return 0, err
 	}
+	if err := m.answerFor(def); err != nil {
+		return 0, err
+	}
 	if err := setIPv6(def.Device, def.IPv6 && def.gatewayMode(true) != modeIsolated); err != nil {
 		return 0, err
 	}
@@ -465,6 +465,22 @@ func (m *Manager) makeBridge(def Network) (index int, err error) {
 		}
 	}
 	return l.Index, m.root.SetUp(l.Index)
+}
+
+// answerFor has a bridge whose subnet lies around the uplink's answer for what is
+// there: containers take it for neighbours.
+func (m *Manager) answerFor(def Network) error {
+	uplink, err := m.uplinkPrefixes()
+	if err != nil {
+		return err
+	}
+	for _, s := range def.Subnets {
+		if s.Subnet.Addr().Is4() && overlaps(s.Subnet, uplink) {
+			// At once, where the kernel would take its time, as for a host that moved.
+			return errors.Join(link.Sysctl("ipv4/neigh/"+def.Device+"/proxy_delay", "0"), link.Sysctl("ipv4/conf/"+def.Device+"/proxy_arp", "1"))
+		}
+	}
+	return nil
 }
 
 // setIPv6 switches IPv6 on or off for one interface of the calling thread's

@@ -317,6 +317,31 @@ func dialHere(to string) (net.Conn, error) {
 	return d.Dial("tcp", to)
 }
 
+// TestAroundTheUplink: from a network whose subnet lies around the uplink's, what is
+// there is reached, and so is the container.
+func TestAroundTheUplink(t *testing.T) {
+	m := newMachine(t)
+	_, err := m.Create(ctx, Config{Name: "wide", Subnets: []Subnet{{Subnet: pfx("192.0.0.0/16")}}})
+	m.must(err)
+	a := m.container("a", "wide")
+	serve(t, a.ns, 80)
+	serve(t, m.outside, 80)
+	m.must(m.Publish(ctx, a.id, []Port{{Proto: "tcp", HostPort: 8080, ContainerPort: 80}}))
+	for _, tc := range []struct {
+		what     string
+		ns       *link.NS
+		to, from string
+	}{
+		{"container to the uplink's neighbours", a.ns, "192.0.2.1:80", "192.0.2.2"},
+		{"machine to container", nil, "192.0.0.2:80", "192.0.0.1"},
+		{"the uplink's neighbours to a published port", m.outside, "192.0.2.2:8080", "192.0.0.1"}, // of the container's subnet, as it were
+	} {
+		if from, err := dial(tc.ns, "tcp", tc.to); from != tc.from {
+			t.Errorf("%s: answered %q, %v; want %q", tc.what, from, err, tc.from)
+		}
+	}
+}
+
 func TestDefaultBridge(t *testing.T) {
 	m := newMachine(t)
 	a := m.container("a")
