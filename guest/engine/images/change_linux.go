@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	apicontainer "github.com/moby/moby/api/types/container"
 	apinet "github.com/moby/moby/api/types/network"
 )
@@ -15,11 +17,35 @@ import (
 // Change applies Dockerfile instructions, as commit and import take them, to a
 // configuration.
 func Change(c *apicontainer.Config, changes []string) error {
-	for _, line := range changes {
-		name, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if err := change(c, strings.ToUpper(name), strings.TrimSpace(rest)); err != nil {
-			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid change %q: %v", line, err))
+	if len(changes) == 0 {
+		return nil
+	}
+	file, err := parser.Parse(strings.NewReader(strings.Join(changes, "\n")))
+	if err != nil {
+		return errdefs.ErrInvalidArgument.WithMessage(err.Error())
+	}
+	for _, node := range file.AST.Children {
+		name, rest, _ := strings.Cut(strings.TrimSpace(node.Original), " ")
+		name = strings.ToUpper(name)
+		if name == "HEALTHCHECK" {
+			err = changeHealth(c, node)
+		} else {
+			err = change(c, name, strings.TrimSpace(rest))
 		}
+		if err != nil {
+			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid change %q: %v", node.Original, err))
+		}
+	}
+	return nil
+}
+
+func changeHealth(c *apicontainer.Config, node *parser.Node) error {
+	parsed, err := instructions.ParseInstruction(node)
+	if err != nil {
+		return err
+	}
+	if check, ok := parsed.(*instructions.HealthCheckCommand); ok {
+		c.Healthcheck = check.Health
 	}
 	return nil
 }

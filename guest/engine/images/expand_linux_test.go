@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	apicontainer "github.com/moby/moby/api/types/container"
@@ -49,7 +50,19 @@ func TestChange(t *testing.T) {
 	if !reflect.DeepEqual([]string(c.Entrypoint), []string{"/x", "$A"}) || c.Cmd[2] != "echo $A" || c.OnBuild[0] != "RUN $A" {
 		t.Errorf("commands are the container's to expand: %q, %q, %q", c.Entrypoint, c.Cmd, c.OnBuild)
 	}
-	for _, bad := range []string{"", "RUN x", "ENV", "EXPOSE x", "ENV novalue"} {
+	// All together are a Dockerfile.
+	c = apicontainer.Config{}
+	if err := Change(&c, []string{"# first\nUSER u\nENV A=1 \\\n  B=2", "HEALTHCHECK --interval=5s --retries=4 CMD [\"true\"]", "healthcheck --timeout=1s cmd x y"}); err != nil {
+		t.Fatal(err)
+	}
+	if h := c.Healthcheck; c.User != "u" || !reflect.DeepEqual(c.Env, []string{"A=1", "B=2"}) || h == nil || h.Interval != 0 ||
+		h.Timeout != time.Second || !reflect.DeepEqual(h.Test, []string{"CMD-SHELL", "x y"}) {
+		t.Errorf("%+v, health check %+v", c, h)
+	}
+	if err := Change(&c, []string{"HEALTHCHECK NONE"}); err != nil || !reflect.DeepEqual(c.Healthcheck.Test, []string{"NONE"}) {
+		t.Errorf("no health check: %+v, %v", c.Healthcheck, err)
+	}
+	for _, bad := range []string{"", "RUN x", "ENV", "EXPOSE x", "ENV novalue", "HEALTHCHECK", "HEALTHCHECK --interval=x CMD y", "USER u\nRUN x"} {
 		if err := Change(&c, []string{bad}); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
@@ -61,6 +74,7 @@ func FuzzChange(f *testing.F) {
 	f.Add("ENV A=$B 'c d'=${E:-x}")
 	f.Add(`LABEL a="b\" c" d`)
 	f.Add("EXPOSE 80/tcp 1-3")
+	f.Add("HEALTHCHECK --interval=1s CMD x \\\n y")
 	f.Fuzz(func(t *testing.T, line string) {
 		var c apicontainer.Config
 		if err := Change(&c, []string{line}); err != nil {
