@@ -815,6 +815,17 @@ func TestEndOfOutput(t *testing.T) {
 	}
 }
 
+// TestLogPath: the files of one driver only are for others to read.
+func TestLogPath(t *testing.T) {
+	e := enginetest.New(t).Engine()
+	for driver, shown := range map[string]bool{"json-file": true, "local": false, "none": false} {
+		id := create(t, e, driver, &apicontainer.HostConfig{LogConfig: apicontainer.LogConfig{Type: driver}}, "echo", "x")
+		if info, err := e.Inspect(ctx, id, false); err != nil || (info.LogPath != "") != shown {
+			t.Errorf("%s: %+v, %v", driver, info.LogPath, err)
+		}
+	}
+}
+
 // TestNonBlockingLog: in that mode a container goes on when its log takes nothing.
 func TestNonBlockingLog(t *testing.T) {
 	e := enginetest.New(t).Engine()

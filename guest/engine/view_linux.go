@@ -52,7 +52,7 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (*apiconta
 	if r.Args == nil {
 		r.Args = []string{}
 	}
-	if c.log != nil {
+	if c.log != nil && c.rec.HostConfig.LogConfig.Type != "local" { // whose files are nobody's to read
 		r.LogPath = c.log.Path()
 	}
 	if size {
