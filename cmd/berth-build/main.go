@@ -70,6 +70,7 @@ func run(name string, args []string) error {
 		root.SetArgs(args)
 		return root.Execute()
 	}
+	os.Args[0] = "berth" // what buildx tells its user to type
 	root := tree(dc)
 	root.SetArgs(args)
 	return root.Execute()

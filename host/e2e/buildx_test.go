@@ -142,6 +142,9 @@ func TestBake(t *testing.T) {
 				}
 			}
 			c.fails(t, "none", "buildx", "bake", "none")
+			// What it says to type is what was typed.
+			name, _, _ := strings.Cut(c.name, "-")
+			c.fails(t, name+" buildx bake --allow=fs.read=/", "buildx", "bake", "--set", "*.context=/", "web")
 			c.fails(t, "exit code: 5", "buildx", "bake", "web", "broken")
 		})
 	}
