@@ -7,7 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/moby/api/types/jsonstream"
 	"google.golang.org/protobuf/proto"
@@ -68,6 +70,10 @@ func TestClassicFailure(t *testing.T) {
 		if got := c.failed(in).Error(); got != want {
 			t.Errorf("%v reads %q, want %q", in, got, want)
 		}
+	}
+	bad := parser.WithLocation(errors.New("unknown instruction: RUNN"), []parser.Range{{}})
+	if err := c.failed(fmt.Errorf("dockerfile parse error: %w", bad)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "RUNN") {
+		t.Errorf("a Dockerfile that is none: %v", err)
 	}
 	var ours *ExitError
 	if !errors.As(c.failed(exit), &ours) || ours.Code != 3 {

@@ -7,8 +7,10 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	apibuild "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/jsonstream"
@@ -84,8 +86,12 @@ func (c *Classic) output(l *controlapi.VertexLog) {
 	c.say(string(l.Msg))
 }
 
-// failed words an error as the classic builder did.
+// failed words an error as the classic builder did. What is wrong with the Dockerfile is
+// the client's fault.
 func (c *Classic) failed(err error) error {
+	if where := new(parser.LocationError); errors.As(err, &where) {
+		return errdefs.ErrInvalidArgument.WithMessage(err.Error())
+	}
 	var exit *gateway.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode == gateway.UnknownExitStatus {
 		return err
