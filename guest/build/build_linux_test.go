@@ -81,10 +81,12 @@ func TestRequest(t *testing.T) {
 		{name: "all", in: Request{
 			Target: "t", Dockerfile: "sub/D", Remote: "https://x/y.git", Platforms: "linux/arm64", CacheFrom: []string{"a", "b"},
 			Ulimits: []string{"nofile=1:2"}, CgroupPath: "p", ShmSize: 7, Args: map[string]string{"A": "1"}, Labels: map[string]string{"l": "2"},
+			Limits:  Limits{Memory: 1 << 20, MemorySwap: -1, CPUShares: 2, CPUPeriod: 3, CPUQuota: -1, CPUs: "0-1"},
 			NoCache: true, Pull: true, Network: "none", ExtraHosts: []string{"h:192.0.2.9", "g=host-gateway", "six:[2001:db8::1]"},
 		}, attrs: map[string]string{
 			"target": "t", "filename": "sub/D", "context": "https://x/y.git", "platform": "linux/arm64", "cache-from": "a,b",
 			"ulimit": "nofile=1:2", "cgroup-parent": "p", "shm-size": "7", "build-arg:A": "1", "label:l": "2", "no-cache": "",
+			"memory": "1048576", "memswap": "-1", "cpushares": "2", "cpuperiod": "3", "cpusetcpus": "0-1",
 			"image-resolve-mode": "pull", "force-network-mode": "none", "add-hosts": "h=192.0.2.9,g=192.0.2.1,six=[2001:db8::1]",
 		}},
 		{name: "the default's name", in: Request{Dockerfile: ".", Network: "default"}, attrs: map[string]string{}},

@@ -51,10 +51,31 @@ type Request struct {
 	ExtraHosts []string
 	Ulimits    []string // as in "nofile=1024:2048"
 	ShmSize    int64    // bytes
+	Limits     Limits
 	CgroupPath string
 	NoCache    bool
 	Pull       bool // look for newer base images
 	Outputs    []Output
+}
+
+// Limits are those of each step, as docker has them for containers. Zero is none.
+type Limits struct {
+	Memory, MemorySwap             int64 // bytes; MemorySwap -1: no limit
+	CPUShares, CPUPeriod, CPUQuota int64 // CPUPeriod and CPUQuota in microseconds
+	CPUs, MemoryNodes              string
+}
+
+// attrs are the frontend's options for l.
+func (l Limits) attrs() map[string]string {
+	out := map[string]string{"cpusetcpus": l.CPUs, "cpusetmems": l.MemoryNodes}
+	for name, n := range map[string]int64{
+		"memory": l.Memory, "memswap": l.MemorySwap, "cpushares": l.CPUShares, "cpuperiod": l.CPUPeriod, "cpuquota": l.CPUQuota,
+	} {
+		if n > 0 || n == -1 && name == "memswap" {
+			out[name] = strconv.FormatInt(n, 10)
+		}
+	}
+	return out
 }
 
 // Output is where a build's result goes. None: an image of the store.
@@ -214,6 +235,9 @@ func (r *Request) solve(hostAlias netip.Addr) (*controlapi.SolveRequest, error) 
 	set("cache-from", strings.Join(r.CacheFrom, ","))
 	set("ulimit", strings.Join(r.Ulimits, ","))
 	set("cgroup-parent", r.CgroupPath)
+	for k, v := range r.Limits.attrs() {
+		set(k, v)
+	}
 	if r.Classic {
 		attrs[classicOpt] = "1"
 	}

@@ -166,6 +166,10 @@ func (c *call) buildRequest() (builds.Request, error) {
 		}
 		r.ShmSize = n
 	}
+	if c.flag("squash") {
+		return r, invalid("squash is only supported with experimental mode")
+	}
+	r.Limits = c.buildLimits()
 	if err := c.buildJSON(&r); err != nil {
 		return r, err
 	}
@@ -173,6 +177,20 @@ func (c *call) buildRequest() (builds.Request, error) {
 		r.Credentials = c.registryConfig()
 	}
 	return r, nil
+}
+
+// buildLimits reads the limits of a build's steps. A number that is none counts as zero,
+// as docker has it.
+func (c *call) buildLimits() builds.Limits {
+	l := builds.Limits{CPUs: c.query("cpusetcpus"), MemoryNodes: c.query("cpusetmems")}
+	for name, to := range map[string]*int64{
+		"memory": &l.Memory, "memswap": &l.MemorySwap, "cpushares": &l.CPUShares, "cpuperiod": &l.CPUPeriod, "cpuquota": &l.CPUQuota,
+	} {
+		if n, err := strconv.ParseInt(c.query(name), 10, 64); err == nil {
+			*to = n
+		}
+	}
+	return l
 }
 
 // buildJSON reads the parameters that are JSON.

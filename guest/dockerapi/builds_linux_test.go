@@ -35,11 +35,13 @@ func TestBuildRequest(t *testing.T) {
 			"t": {"a", "localhost:5000/b:1"}, "dockerfile": {"D"}, "target": {"x"}, "networkmode": {"none"}, "extrahosts": {"h:1.2.3.4"},
 			"nocache": {"1"}, "pull": {"true"}, "platform": {"linux/amd64,linux/arm64"}, "shmsize": {"9"}, "cgroupparent": {"p"},
 			"buildargs": {`{"A":"1","B":null}`}, "labels": {`{"l":"2"}`}, "cachefrom": {`["c"]`},
+			"memory": {"9"}, "memswap": {"-1"}, "cpuquota": {"many"}, "cpusetcpus": {"0"},
 			"ulimits": {`[{"Name":"nofile","Soft":1,"Hard":2}]`}, "outputs": {`[{"Type":"tar","Attrs":{}}]`},
 		}, want: builds.Request{
 			Tags: []string{"docker.io/library/a:latest", "localhost:5000/b:1"}, Dockerfile: "D", Target: "x", Network: "none",
 			ExtraHosts: []string{"h:1.2.3.4"}, NoCache: true, Pull: true, Platforms: "linux/amd64,linux/arm64", ShmSize: 9, CgroupPath: "p",
 			Args: map[string]string{"A": "1"}, Labels: map[string]string{"l": "2"}, CacheFrom: []string{"c"}, Ulimits: []string{"nofile=1:2"}, Classic: true,
+			Limits: builds.Limits{Memory: 9, MemorySwap: -1, CPUs: "0"},
 		}},
 		{name: "session", query: url.Values{"version": {"2"}, "session": {"s"}, "remote": {"client-session"}}, want: builds.Request{Session: "s"}},
 		{name: "upload", query: url.Values{"version": {"2"}, "session": {"s"}, "remote": {"upload-request"}}, want: builds.Request{Session: "s"}},
@@ -49,6 +51,7 @@ func TestBuildRequest(t *testing.T) {
 		{name: "platform", query: url.Values{"platform": {"a/b/c/d/e"}}, bad: "platform"},
 		{name: "size", query: url.Values{"shmsize": {"big"}}, bad: "shmsize"},
 		{name: "arguments", query: url.Values{"buildargs": {"[]"}}, bad: "buildargs"},
+		{name: "squash", query: url.Values{"squash": {"1"}}, bad: "experimental"},
 		{name: "limits", query: url.Values{"ulimits": {"{"}}, bad: "ulimits"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

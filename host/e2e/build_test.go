@@ -357,6 +357,20 @@ func TestBuildCgroup(t *testing.T) {
 	}
 }
 
+// TestBuildLimits: clients that can ask for it have each step limited as a container.
+func TestBuildLimits(t *testing.T) {
+	h := machine(t)
+	dir := buildIn(t, "FROM hello\nRUN cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.swap.max /sys/fs/cgroup/cpu.max > /max\nCMD cat /max\n")
+	for _, b := range h.builders(t)[1:3] {
+		t.Run(b.name, func(t *testing.T) {
+			b.ok(t, "build", "-q", "--no-cache", "-t", "e2e-limits", "--memory", "64m", "--memory-swap", "-1", "--cpu-quota", "50000", dir)
+			if got := b.ok(t, "run", "--rm", "e2e-limits"); got != "67108864\nmax\n50000 100000" {
+				t.Errorf("the step's limits were %q", got)
+			}
+		})
+	}
+}
+
 // TestBuildReady: a step that follows another begins in a process that was ready.
 func TestBuildReady(t *testing.T) {
 	h := machine(t)

@@ -24,6 +24,9 @@ import (
 // Request is what is to be built.
 type Request = build.Request
 
+// Limits are those of a Request.
+type Limits = build.Limits
+
 // Service is the builds of one engine. It is safe for concurrent use.
 type Service struct {
 	builder *build.Builder
