@@ -44,7 +44,7 @@ func Parse(cfg *apicontainer.Config, h *apicontainer.HostConfig, lent []record.M
 			all = append(all, m)
 		}
 	}
-	for _, m := range lent {
+	for _, m := range slices.Backward(lent) { // the last to name a place has it
 		add(m)
 	}
 	for dir := range cfg.Volumes {

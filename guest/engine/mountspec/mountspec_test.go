@@ -110,6 +110,7 @@ func TestPlaces(t *testing.T) {
 	h := &apicontainer.HostConfig{Binds: []string{"/x:/one"}}
 	lent := []record.Mount{
 		{MountPoint: apicontainer.MountPoint{Type: mount.TypeBind, Source: "/lent", Destination: "/one"}},
+		{MountPoint: apicontainer.MountPoint{Type: mount.TypeBind, Source: "/lent earlier", Destination: "/two"}},
 		{MountPoint: apicontainer.MountPoint{Type: mount.TypeBind, Source: "/lent", Destination: "/two"}},
 	}
 	all, err := Parse(cfg, h, lent)
