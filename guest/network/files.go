@@ -29,7 +29,10 @@ func Hosts(hostname, domainname string, eps []Endpoint, extra []HostEntry) []byt
 	writeHosts(&b, extra)
 	name := hostname
 	if domainname != "" {
-		name = hostname + "." + domainname + " " + hostname
+		name += "." + domainname
+	}
+	if short, _, long := strings.Cut(name, "."); long { // a host name may hold its domain
+		name += " " + short
 	}
 	if name == "" {
 		return b.Bytes()

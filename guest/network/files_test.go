@@ -22,6 +22,7 @@ func TestHosts(t *testing.T) {
 		{"", "", nil, nil, ""},
 		{"box", "", eps[:1], nil, "172.17.0.2\tbox\n"},
 		{"box", "corp.test", eps[:1], extra, "10.0.0.1\tdb database\n172.17.0.2\tbox.corp.test box\n"},
+		{"box.corp.test", "", eps[:1], nil, "172.17.0.2\tbox.corp.test box\n"},
 		{"box", "", eps, nil, "172.17.0.2\tbox\n172.18.0.2\tbox\nfd00::2\tbox\n"},
 	} {
 		if got := string(Hosts(tc.host, tc.domain, tc.eps, tc.extra)); got != common+tc.want {
