@@ -138,6 +138,9 @@ func mountAll() error {
 			return err
 		}
 	}
+	if err := makeNodes("/dev"); err != nil {
+		return err
+	}
 	for _, dir := range []string{"/run/log", "/run/lock"} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
@@ -149,6 +152,39 @@ func mountAll() error {
 		return fmt.Errorf("make / shared: %w", err)
 	}
 	return errors.Join(delegateCgroups(), setSysctls())
+}
+
+// nodes are devices that containers ask for: those of modules which the kernel loads
+// when somebody opens them, so that until then it makes no node, and those which a
+// distribution opens to everybody.
+var nodes = []struct {
+	name         string
+	major, minor uint32
+	mode         uint32
+}{
+	{"fuse", 10, 229, 0o666},
+	{"loop-control", 10, 237, 0o660},
+	{"mapper/control", 10, 236, 0o600},
+	{"net/tun", 10, 200, 0o666},
+}
+
+// makeNodes makes nodes in a directory, as far as they are not there, and sets
+// their modes.
+func makeNodes(dir string) error {
+	for _, n := range nodes {
+		name := filepath.Join(dir, n.name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		err := unix.Mknod(name, unix.S_IFCHR|n.mode, int(unix.Mkdev(n.major, n.minor)))
+		if err == nil || err == unix.EEXIST {
+			err = unix.Chmod(name, n.mode)
+		}
+		if err != nil {
+			return fmt.Errorf("make the device %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // delegateCgroups makes every controller available to the groups below the

@@ -389,6 +389,17 @@ func TestKernelRefusals(t *testing.T) {
 	}
 }
 
+// TestDeviceNodes: the devices are there that containers for VPNs and file systems ask
+// for, for everybody, and their drivers come when they are used.
+func TestDeviceNodes(t *testing.T) {
+	h := machine(t)
+	got := h.berth().ok(t, "run", "--rm", "--cap-add", "NET_ADMIN", "--device", "/dev/net/tun", "--device", "/dev/fuse", "--device", "/dev/loop-control", "hello",
+		"sh", "-c", "stat -c '%a %t %T' /dev/net/tun /dev/fuse /dev/loop-control; tunctl -t vpn0 >/dev/null && cat /sys/class/net/vpn0/tun_flags >/dev/null && echo made")
+	if want := "666 a c8\n666 a e5\n660 a ed\nmade"; got != want {
+		t.Errorf("devices:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 // TestOOM: a container over its memory limit dies and says so.
 func TestOOM(t *testing.T) {
 	h := machine(t)
