@@ -31,6 +31,7 @@ func TestMessages(t *testing.T) {
 	create(t, c, "nonet", &apicontainer.HostConfig{NetworkMode: "container:nobody"}, false, "sleep")
 	create(t, c, "gpu", &apicontainer.HostConfig{Resources: apicontainer.Resources{
 		DeviceRequests: []apicontainer.DeviceRequest{{Count: -1, Capabilities: [][]string{{"gpu"}}}}}}, false, "sleep")
+	create(t, c, "selfish", &apicontainer.HostConfig{NetworkMode: "container:selfish"}, false, "sleep")
 	create(t, c, "gone", &apicontainer.HostConfig{AutoRemove: true}, false, "sleep")
 	x, err := c.ExecCreate(ctx, up, client.ExecCreateOptions{Cmd: []string{"sleep"}})
 	if err != nil {
@@ -58,6 +59,7 @@ func TestMessages(t *testing.T) {
 		{"POST /containers/ipc/start", "", 500, "failed to join IPC namespace: container " + up +
 			": non-shareable IPC (hint: use IpcMode:shareable for the donor container)"},
 		{"POST /containers/net/start", "", 409, "cannot join network namespace of a non running container: container " + id + " is not running"},
+		{"POST /containers/selfish/start", "", 500, "cannot join own network namespace"},
 		{"POST /containers/nonet/start", "", 500, "joining network namespace of container: No such container: nobody"},
 		{"POST /containers/gpu/start", "", 500, `could not select device driver "" with capabilities: [[gpu]]`},
 		{"POST /containers/up/stop?signal=NOPE", "", 400, "cannot stop container: up: invalid signal: NOPE"},

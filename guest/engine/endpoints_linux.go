@@ -116,7 +116,7 @@ func checkEndpoint(n *network.Network, name string, ep *apinet.EndpointSettings)
 		say("invalid IPv6 address: %s", v6)
 	}
 	for _, a := range ipam.LinkLocalIPs {
-		if !a.IsValid() || a.IsUnspecified() {
+		if !a.IsLinkLocalUnicast() {
 			say("invalid link-local IP address: %s", a)
 		}
 	}

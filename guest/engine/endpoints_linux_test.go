@@ -71,6 +71,8 @@ func TestWantedNetworks(t *testing.T) {
 		{"alias on the bridge", map[string]*apinet.EndpointSettings{"bridge": {Aliases: []string{"a"}}}, "network-scoped aliases are only supported for user-defined networks"},
 		{"wrong families", map[string]*apinet.EndpointSettings{"later": {IPAMConfig: &apinet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("fd00::1"), IPv6Address: netip.MustParseAddr("10.0.0.1")}}},
 			"invalid config for network later: invalid endpoint settings:\n* invalid IPv4 address: fd00::1\n* invalid IPv6 address: 10.0.0.1"},
+		{"not link-local", map[string]*apinet.EndpointSettings{"later": {IPAMConfig: &apinet.EndpointIPAMConfig{LinkLocalIPs: []netip.Addr{netip.MustParseAddr("169.253.5.5")}}}},
+			"invalid link-local IP address: 169.253.5.5"},
 		{"sysctl", map[string]*apinet.EndpointSettings{"later": {DriverOpts: map[string]string{"com.docker.network.endpoint.sysctls": "net.core.x=1"}}}, "unrecognised network interface sysctl"},
 		{"two networks", map[string]*apinet.EndpointSettings{"a": nil, "b": nil}, "* invalid config for network a: EndpointsConfig is nil\n* invalid config for network b"},
 	} {

@@ -24,14 +24,15 @@ func (b *building) network(ctx context.Context) error {
 	mode := c.rec.HostConfig.NetworkMode
 	switch {
 	case mode.IsContainer():
+		if own, err := e.find(ctx, mode.ConnectedContainer()); err == nil && own == c {
+			return internal(errors.New("cannot join own network namespace"))
+		}
 		other, pid, err := e.donor(ctx, mode.ConnectedContainer())
 		switch {
 		case errdefs.IsNotFound(err):
 			return internal(fmt.Errorf("joining network namespace of container: %w", err))
 		case err != nil:
 			return fmt.Errorf("cannot join network namespace of a non running container: %w", err)
-		case other == c:
-			return internal(errors.New("cannot join own network namespace"))
 		}
 		b.netns = fmt.Sprintf("/proc/%d/ns/net", pid)
 		return e.copyNetFiles(c, other)
