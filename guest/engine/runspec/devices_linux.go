@@ -75,7 +75,9 @@ func devices(m container.DeviceMapping) ([]specs.LinuxDevice, []specs.LinuxDevic
 	var devs []specs.LinuxDevice
 	info, err := os.Stat(m.PathOnHost)
 	if err == nil && info.IsDir() {
-		devs, err = devicesUnder(m.PathOnHost, inside)
+		if devs, err = devicesUnder(m.PathOnHost, inside); err == nil && len(devs) == 0 {
+			err = errNotDevice
+		}
 	} else if err == nil {
 		var d specs.LinuxDevice
 		d, err = device(m.PathOnHost, inside)

@@ -109,9 +109,25 @@ func TestEnv(t *testing.T) {
 	if want := defaultPath + " TERM=xterm A=2 EMPTY= HOME=/root"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	cfg.Env = []string{"HOME="}
+	if got := Env(cfg, "/root"); got[len(got)-1] != "HOME=/root" || len(got) != 4 {
+		t.Errorf("an empty HOME: %q", got)
+	}
 	cfg.Env = []string{"HOME=/mine", "PATH=/p"}
 	if got := strings.Join(Env(cfg, "/root"), " "); got != "PATH=/p HOSTNAME=h TERM=xterm HOME=/mine" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestNoDevices: a mapping that brings no device is an error.
+func TestNoDevices(t *testing.T) {
+	for _, name := range []string{t.TempDir(), "/proc/version"} {
+		_, err := build(t, func(in *Input) {
+			in.HostConfig.Devices = []apicontainer.DeviceMapping{{PathOnHost: name, PathInContainer: name, CgroupPermissions: "rwm"}}
+		})
+		if err == nil || !strings.Contains(err.Error(), "not a device node") {
+			t.Errorf("--device %s: %v", name, err)
+		}
 	}
 }
 

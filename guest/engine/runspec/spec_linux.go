@@ -161,6 +161,7 @@ func Env(cfg *container.Config, home string) []string {
 		env = append(env, "TERM=xterm")
 	}
 	env = ReplaceEnv(env, cfg.Env)
+	env = slices.DeleteFunc(env, func(v string) bool { return v == "HOME=" }) // nobody lives nowhere
 	if !slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, "HOME=") }) {
 		env = append(env, "HOME="+home)
 	}
