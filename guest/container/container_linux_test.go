@@ -157,6 +157,18 @@ func TestHostileImage(t *testing.T) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt/z", Type: "tmpfs"})
 		}, false},
 		{"proc is a link", link("/tmp", "proc"), nil, true},
+		{"mount over proc", nil, func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc", Type: "tmpfs"})
+		}, true},
+		{"mount inside proc", nil, func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/sys/kernel", Type: "tmpfs"})
+		}, true},
+		{"mount inside proc, by a link", link("/proc", "mnt"), func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt/sys", Type: "tmpfs"})
+		}, true},
+		{"mount inside proc, load", nil, func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/loadavg", Type: "bind", Source: "/proc/version", Options: []string{"bind"}})
+		}, false},
 		{"sys is a link", link("/tmp", "sys"), nil, true},
 		{"dev is a link", link(outside, "dev"), nil, false},
 		{"working directory is a link outside", link(outside, "work"), func(s *specs.Spec) { s.Process.Cwd = "/work/deep" }, false},

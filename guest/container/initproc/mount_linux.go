@@ -151,6 +151,9 @@ func (p *process) mount(m *order.Mount) error {
 		return err
 	}
 	defer unix.Close(target)
+	if m.Type != "proc" && (isProc(target) && !mayCover(m.Dest) || m.Dest == "/proc" && !isProc(tree)) {
+		return failed("nothing may be mounted over or inside /proc", unix.EPERM)
+	}
 	if m.CopyUp {
 		if err := copyUp(target, tree); err != nil {
 			return failed("copy the image's files up", err)
@@ -172,6 +175,24 @@ func (p *process) mount(m *order.Mount) error {
 		p.lateRO = append(p.lateRO, m.Dest)
 	}
 	return nil
+}
+
+// isProc reports whether a file lies in a proc file system.
+func isProc(fd int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
+}
+
+// mayCover reports whether a path names a file of /proc that other content may stand
+// over: what tells of the machine's size and load, which some want to be told of the
+// container's. What is written elsewhere in /proc is meant for the kernel, and must
+// reach it.
+func mayCover(path string) bool {
+	switch path {
+	case "/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime":
+		return true
+	}
+	return false
 }
 
 // mountPoint opens where m goes. proc and sysfs must not be reached by a symbolic
