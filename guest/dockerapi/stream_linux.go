@@ -19,6 +19,7 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthvm/berth/guest/engine/builds"
 	"github.com/berthvm/berth/guest/engine/stdio"
 )
 
@@ -212,7 +213,11 @@ func (p *progress) write(m message) {
 
 // fail tells an error as the last of the progress.
 func (p *progress) fail(err error) {
-	p.write(message{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, ErrorText: err.Error()})
+	detail := &jsonstream.Error{Message: err.Error()}
+	if step := (*builds.ExitError)(nil); errors.As(err, &step) {
+		detail.Code = step.Code // which is the client's exit code
+	}
+	p.write(message{Message: jsonstream.Message{Error: detail}, ErrorText: err.Error()})
 }
 
 // end finishes the stream. An error is an answer of its own when nothing was

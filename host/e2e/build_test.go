@@ -330,6 +330,11 @@ func TestBuildFails(t *testing.T) {
 			})
 		}
 	}
+	for _, b := range h.builders(t) {
+		if r := b.exec("build", buildContext(t, map[string]string{"Dockerfile": "FROM hello\nRUN exit 7"})); b.classic && r.code != 7 {
+			t.Errorf("%s\nit should have ended with the step's code", r)
+		}
+	}
 	h.noSteps(t)
 	h.docker().fails(t, "No such image", "image", "inspect", "e2e-fails")
 }

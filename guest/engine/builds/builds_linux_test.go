@@ -65,6 +65,7 @@ func TestClassicFailure(t *testing.T) {
 	for in, want := range map[error]string{
 		errors.New("other"): "other",
 		fmt.Errorf("failed to solve: process \"/bin/sh -c false\" did not complete successfully: %w", exit): "The command '/bin/sh -c false' returned a non-zero code: 3",
+		fmt.Errorf("process %q did not complete successfully: %w", `/bin/sh -c echo "a"`, exit):             `The command '/bin/sh -c echo "a"' returned a non-zero code: 3`,
 		fmt.Errorf("strange: %w", exit): "The command 'make' returned a non-zero code: 3",
 	} {
 		if got := c.failed(in).Error(); got != want {

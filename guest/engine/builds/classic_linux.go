@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -99,7 +100,9 @@ func (c *Classic) failed(err error) error {
 	command := strings.TrimPrefix(c.last, "RUN ")
 	if _, after, ok := strings.Cut(err.Error(), `process "`); ok {
 		if quoted, _, ok := strings.Cut(after, `" did not complete`); ok {
-			command = quoted
+			if command, err = strconv.Unquote(`"` + quoted + `"`); err != nil {
+				command = quoted
+			}
 		}
 	}
 	return &ExitError{Code: int(exit.ExitCode), Command: command}
