@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"net/http"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -79,6 +81,14 @@ func (i *idler) due() {
 		defer i.mu.Unlock()
 		return i.used.Equal(used)
 	})
+}
+
+// freeHeap gives back to the kernel what a burst of requests has used.
+func freeHeap() stage {
+	return stage{after: 3 * time.Second, every: 15 * time.Second, f: func(func() bool) {
+		runtime.GC() // what pools hold goes with the second collection
+		debug.FreeOSMemory()
+	}}
 }
 
 // freeCache gives unused page cache back to the kernel, and so, by free page

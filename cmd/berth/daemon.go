@@ -13,11 +13,21 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berthvm/berth/guest/heap"
 	"github.com/berthvm/berth/host/daemon"
 	"github.com/berthvm/berth/host/launch"
 	"github.com/berthvm/berth/host/logfile"
 	"github.com/berthvm/berth/host/machine"
 	"github.com/berthvm/berth/host/version"
+)
+
+const (
+	// daemonMemory is what the Go runtime of a daemon may take before it collects
+	// harder, in bytes. It is no limit: a busy daemon may have more.
+	daemonMemory = 48 << 20
+
+	// returnDelay is how long after work a daemon gives memory back.
+	returnDelay = 10 * time.Second
 )
 
 // daemonCommand is the machine's daemon. "berth start" runs it, detached.
@@ -30,7 +40,7 @@ func (a *app) daemonCommand() *cobra.Command {
 		Args:   noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			debug.SetMemoryLimit(daemonMemory)
-			returnMemory(returnDelay, returnWorth)
+			heap.Return(returnDelay, 1<<20)
 			told := false
 			tell := func(h launch.Hello) {
 				if !told {

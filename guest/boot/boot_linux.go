@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthvm/berth/guest/heap"
 	"github.com/berthvm/berth/guest/keeper"
 	"github.com/berthvm/berth/guest/monitor"
 	"github.com/berthvm/berth/guest/wire"
@@ -30,9 +31,9 @@ const (
 	dataSerial = "berth-data"
 )
 
-// bootSettles is how long after the boot its memory goes back to the kernel: not
-// while somebody waits for the first container.
-const bootSettles = 10 * time.Second
+// settles is how long after the boot, and later after work, the memory that it took
+// goes back to the kernel: not while somebody waits for the first container.
+const settles = 10 * time.Second
 
 // machine is PID 1's state. Its parts guard themselves.
 type machine struct {
@@ -70,7 +71,7 @@ func Run(version string) {
 	// What lives is a few hundred kilobytes. The runtime collects at the earliest
 	// when the heap has this share of 4 MiB: the garbage of 150 containers.
 	debug.SetGCPercent(25)
-	time.AfterFunc(bootSettles, debug.FreeOSMemory)
+	heap.Return(settles, 256<<10)
 	how, grace := m.serve()
 	m.shutdown(how, grace)
 }

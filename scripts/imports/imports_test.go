@@ -28,7 +28,7 @@ type rule struct {
 // The first rule whose folder holds a package decides. Dependencies point
 // inward: commands know everything, contracts know nothing.
 var rules = []rule{
-	{under: "cmd/berth-init", allow: []string{"guest/boot", "guest/keeper", "guest/wire", "guest/monitor", "guest/container/reaper"}, stdOnly: true,
+	{under: "cmd/berth-init", allow: []string{"guest/boot", "guest/heap", "guest/keeper", "guest/wire", "guest/monitor", "guest/container/reaper"}, stdOnly: true,
 		also: []string{"golang.org/x/sys"}, why: "PID 1 stays small: it must never fail, and is read from disk at every boot"},
 	{under: "cmd/berth-exec", allow: []string{"guest/container"}, stdOnly: true,
 		also: []string{"golang.org/x/sys"}, why: "package init of a container's first process is most of its start time"},
@@ -47,8 +47,9 @@ var rules = []rule{
 	{under: "guest/wire", stdOnly: true, why: "shared by the host and PID 1"},
 	{under: "guest/keeper", allow: []string{"guest/wire"}, stdOnly: true, also: []string{"golang.org/x/sys"}, why: "runs in PID 1"},
 	{under: "guest/monitor", stdOnly: true, why: "runs in PID 1"},
+	{under: "guest/heap", stdOnly: true, why: "runs in PID 1"},
 	{under: "guest/binfmt", stdOnly: true, also: []string{"golang.org/x/sys"}, why: "PID 1 registers Rosetta with it"},
-	{under: "guest/boot", allow: []string{"guest/wire", "guest/keeper", "guest/monitor", "guest/binfmt"}, stdOnly: true, also: []string{"golang.org/x/sys"}, why: "runs in PID 1"},
+	{under: "guest/boot", allow: []string{"guest/wire", "guest/heap", "guest/keeper", "guest/monitor", "guest/binfmt"}, stdOnly: true, also: []string{"golang.org/x/sys"}, why: "runs in PID 1"},
 	{under: "guest/dockerapi", allow: []string{"guest/engine"}, why: "HTTP is a thin skin over the engine"},
 	{under: "guest/engine", allow: []string{"guest/container", "guest/image", "guest/network", "guest/volume", "guest/build", "guest/keeper", "guest/wire", "guest/binfmt", "guest/ident"},
 		why: "the engine owns containers over time and uses the parts"},

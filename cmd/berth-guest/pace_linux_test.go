@@ -19,7 +19,7 @@ func TestPercentFor(t *testing.T) {
 
 // TestPaceHeap has a process of its own, whose heap nobody else uses.
 func TestPaceHeap(t *testing.T) {
-	const variable = "BERTH_TEST_PACE_HEAP"
+	const variable = "BERTH_TEST_PACE"
 	if os.Getenv(variable) == "" {
 		c := exec.Command(os.Args[0], "-test.run=^TestPaceHeap$")
 		c.Env = append(os.Environ(), variable+"=1")

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
-	"time"
+
+	"github.com/berthvm/berth/guest/heap"
 )
 
 const (
@@ -21,31 +21,26 @@ const (
 	heapRoom = 16 << 20
 )
 
-// paceHeap sets, after each collection from now on, how much may be allocated until
-// the next.
+// paceHeap sets, after each collection from now on, how much may be allocated until the
+// next: less than Go would beside a large heap, more beside a small one.
 func paceHeap() {
-	percent := leastPercent
-	var pace func(*byte)
-	watch := func() {
-		// The mark is collected with the next collection. It holds a pointer: without one
-		// the allocator may put it in a block with values that live on.
-		runtime.AddCleanup(&struct{ *byte }{}, pace, nil)
-	}
-	pace = func(*byte) {
+	percent := 0
+	var pace func()
+	pace = func() {
 		if p := percentFor(heapInUse()); p != percent {
 			percent = p
 			debug.SetGCPercent(p)
 		}
-		watch()
+		heap.Collected(pace)
 	}
-	pace(nil)
+	pace()
 }
 
-// percentFor returns how much garbage there may be beside so many bytes in use. The
+// percentFor returns how much garbage there may be beside so many in use. The
 // answers are few: each change stops the program for a moment.
-func percentFor(inUse uint64) int {
+func percentFor(bytes uint64) int {
 	for p := mostPercent; p > leastPercent; p /= 2 {
-		if inUse*uint64(p) <= 100*heapRoom {
+		if bytes*uint64(p) <= 100*heapRoom {
 			return p
 		}
 	}
@@ -57,12 +52,4 @@ func heapInUse() uint64 {
 	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(sample)
 	return sample[0].Value.Uint64()
-}
-
-// freeHeap gives back to the kernel what a burst of requests has used.
-func freeHeap() stage {
-	return stage{after: 3 * time.Second, every: 15 * time.Second, f: func(func() bool) {
-		runtime.GC() // what pools hold goes with the second collection
-		debug.FreeOSMemory()
-	}}
 }

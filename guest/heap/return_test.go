@@ -1,4 +1,4 @@
-package main
+package heap
 
 import (
 	"os"
@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// TestReturnMemory has a process of its own, whose memory nobody else uses.
-func TestReturnMemory(t *testing.T) {
-	const variable = "BERTH_TEST_RETURN_MEMORY"
+// TestReturn has a process of its own, whose memory nobody else uses.
+func TestReturn(t *testing.T) {
+	const variable = "BERTH_TEST_RETURN"
 	if os.Getenv(variable) == "" {
-		c := exec.Command(os.Args[0], "-test.run=^TestReturnMemory$")
+		c := exec.Command(os.Args[0], "-test.run=^TestReturn$")
 		c.Env = append(os.Environ(), variable+"=1")
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -20,7 +20,7 @@ func TestReturnMemory(t *testing.T) {
 		return
 	}
 	const worth = 1 << 20 // the runtime itself would stop at more
-	returnMemory(time.Millisecond, worth)
+	Return(time.Millisecond, worth)
 	for round := range 3 {
 		garbage := make([][]byte, 64)
 		for i := range garbage {
