@@ -158,6 +158,7 @@ test-full-race: registry
 test-full-oci: deps
 	@scripts/once $@ guest/oci/suite
 test-full-e2e: build registry docker compose buildx testimages
+	@scripts/deps samba
 	@scripts/once $@ env BERTH_VM=1 BERTH_FULL=1 go test -count=1 -timeout 80m -v ./host/e2e
 test-full-arm64:
 	@scripts/deps qemu-system-arm

@@ -5,11 +5,13 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -131,5 +133,87 @@ func TestNFS(t *testing.T) {
 	c.ok(t, "volume", "rm", "files", "read-only")
 	if _, err := os.Stat(filepath.Join(dir, "d", "g")); err != nil {
 		t.Errorf("the files went with the volume: %v", err)
+	}
+}
+
+// smbConf has smbd serve a folder to one user, and keep to its own folders.
+const smbConf = `[global]
+smb ports = %[2]d
+bind interfaces only = yes
+interfaces = 127.0.0.1
+private dir = %[1]s
+pid directory = %[1]s
+lock directory = %[1]s
+state directory = %[1]s
+cache directory = %[1]s
+ncalrpc dir = %[1]s
+log file = %[1]s/log
+server role = standalone
+disable spoolss = yes
+load printers = no
+[share]
+path = %[1]s/share
+read only = no
+`
+
+// TestCIFS: a volume is a folder of a Windows share, whose protocol is encrypted and
+// signed by what the kernel loads for it.
+func TestCIFS(t *testing.T) {
+	needFull(t) // samba's server
+	c := machine(t).docker()
+	dir := t.TempDir()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := free.Addr().(*net.TCPAddr).Port
+	free.Close()
+	conf := filepath.Join(dir, "smb.conf")
+	if err := os.WriteFile(conf, fmt.Appendf(nil, smbConf, dir, port), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "share"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	enrol := exec.Command("smbpasswd", "-c", conf, "-a", "-s", "root")
+	enrol.Stdin = strings.NewReader("secret\nsecret\n")
+	if out, err := enrol.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	server := exec.Command("/usr/sbin/smbd", "-F", "-s", conf, "--no-process-group")
+	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it ends its process group with itself
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.exec("volume", "rm", "-f", "windows", "sealed", "refused")
+		server.Process.Signal(syscall.SIGTERM)
+		server.Wait()
+	})
+	eventually(t, "the server answers", func() bool {
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	create := func(name, options string) {
+		t.Helper()
+		c.ok(t, "volume", "create", "--opt", "type=cifs", "--opt", "device=//host.docker.internal/share", "--opt",
+			fmt.Sprintf("o=username=root,port=%d,%s", port, options), name)
+	}
+	create("windows", "password=secret")
+	create("sealed", "password=secret,vers=3.1.1,seal")
+	create("refused", "password=wrong")
+	for _, name := range []string{"windows", "sealed"} {
+		if got := c.ok(t, "run", "--rm", "-v", name+":/data", "hello", "sh", "-c", "echo "+name+" >/data/f; cat /data/f; grep -c ' /data cifs ' /proc/mounts"); got != name+"\n1" {
+			t.Errorf("in the container: %q", got)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "share", "f")); err != nil || string(got) != name+"\n" {
+			t.Errorf("on the server: %q, %v", got, err)
+		}
+	}
+	if r := c.fails(t, "permission denied", "run", "--rm", "-v", "refused:/data", "hello", "true"); strings.Contains(r.err, "wrong") {
+		t.Errorf("%s", r)
 	}
 }

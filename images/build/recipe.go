@@ -126,6 +126,9 @@ var moreModules = []string{
 	"tls", "tcp_bbr", "sctp", "nf_conntrack_ftp", "nf_conntrack_tftp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "ip6_vti",
 	"xfrm_user", "xfrm_interface", "esp4", "esp6", "ah4", "ah6", "af_key",
 	"hv_netvsc", "pci_hyperv",
+	// What cifs, tls, esp4 and dm_crypt ask the crypto API for by name.
+	"cmac", "ccm", "gcm", "ghash_generic", "seqiv", "echainiv", "authenc", "authencesn", "xts", "essiv",
+	"aesni_intel", "ghash_clmulni_intel", "aes_ce_blk", "aes_ce_ccm", "ghash_ce",
 }
 
 var moreDirs = []string{
