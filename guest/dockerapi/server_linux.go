@@ -248,6 +248,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.vars = vars
+	if about, ok := strings.CutPrefix(rest, "/containers/"); ok && about != "create" {
+		s.cfg.Engine.Settle(c.Context(), vars["id"])
+	}
 	if err := handle(c); err != nil {
 		s.failed(c, err)
 	}

@@ -36,6 +36,8 @@ type Container struct {
 	// op serialises what changes the container's processes; it goes before mu.
 	op sync.Mutex
 
+	again chan struct{} // closed when the boot has tried to start it; nil: it does not. Set by Restore
+
 	links atomic.Pointer[[]record.Link] // the record's, for those who may not wait for mu
 
 	mu       sync.Mutex // guards what follows

@@ -510,8 +510,11 @@ func TestRebootAppliesPolicies(t *testing.T) {
 	e.Close()
 	w.Reboot()
 	e = w.Engine()
+	e.Settle(ctx, "")
 	for name, want := range map[string]apicontainer.ContainerState{"no": "exited", "always": "running", "unless": "running", "stopped": "exited"} {
-		eventually(t, name+" "+string(want), func() bool { return status(t, e, name).Status == want })
+		if s := status(t, e, name); s.Status != want {
+			t.Errorf("%s is %+v, want %s", name, s, want)
+		}
 	}
 	if s := status(t, e, "no"); s.ExitCode != 255 {
 		t.Errorf("what the reboot ended has exit code %d", s.ExitCode)
@@ -528,7 +531,10 @@ func TestShutdownKeepsPolicies(t *testing.T) {
 	}
 	w.Reboot()
 	e = w.Engine()
-	eventually(t, "the start after a shutdown", func() bool { return status(t, e, "up").Status == "running" })
+	e.Settle(ctx, "up")
+	if s := status(t, e, "up"); s.Status != "running" {
+		t.Errorf("after the boot: %+v", s)
+	}
 }
 
 func TestBrokenRecordIsCleanedUp(t *testing.T) {

@@ -71,9 +71,41 @@ func (e *Engine) Restore(ctx context.Context) error {
 	}
 	slices.SortFunc(again, func(a, b *Container) int { return a.rec.Created.Compare(b.rec.Created) })
 	for _, c := range again {
-		e.goRun(func() { <-e.ready; c.startAgain() })
+		c.again = make(chan struct{})
+		e.goRun(func() {
+			defer close(c.again)
+			<-e.ready
+			c.startAgain()
+		})
 	}
 	return nil
+}
+
+// settleTime is how long Settle waits at most.
+const settleTime = 10 * time.Second
+
+// Settle waits until the boot has started what restart policies want: the container
+// of that name or, without one, all. A client that finds the engine up may then rely
+// on them, as it may where dockerd starts them before it answers.
+func (e *Engine) Settle(ctx context.Context, name string) {
+	var list []*Container
+	if name == "" {
+		list, _ = e.all(ctx)
+	} else if c, err := e.find(ctx, name); err == nil {
+		list = []*Container{c}
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	for _, c := range list {
+		if c.again == nil {
+			continue
+		}
+		select {
+		case <-c.again:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // restoreName gives a container whose name is taken another one: that cannot

@@ -178,11 +178,6 @@ func TestMachineLife(t *testing.T) {
 		t.Helper()
 		want := map[string]string{"back": "running 0", "gone": "exited 137", "done": "exited 3"}
 		for name, state := range want {
-			if name == "back" {
-				eventually(t, "the restart policy is applied", func() bool {
-					return c.ok(t, "inspect", "--format", "{{.State.Running}}", name) == "true"
-				})
-			}
 			if got := c.ok(t, "inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", name); got != state {
 				t.Errorf("%s is %q, want %q", name, got, state)
 			}
