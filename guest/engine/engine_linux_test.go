@@ -364,7 +364,10 @@ func TestCrashInTeardown(t *testing.T) {
 	}) {
 		t.Errorf("no event tells of the end: %v", past)
 	}
-	eventually(t, "the policy's restart", func() bool { return status(t, e, again).Status == "running" })
+	eventually(t, "the policy's restart", func() bool { // not the run that has ended, and is not dealt with yet
+		c, err := e.Inspect(ctx, again, false)
+		return err == nil && c.State.Status == "running" && c.RestartCount == 1
+	})
 	e.Close()
 	w.Signal("container/"+again, 15)
 	eventually(t, "the second end", func() bool { return w.Exited("container/" + again) })
