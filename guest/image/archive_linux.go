@@ -216,6 +216,11 @@ func (s *Store) Save(ctx context.Context, refs []string, wanted []ocispec.Platfo
 	}
 	return func(ctx context.Context, w io.Writer) error {
 		ctx = s.ctx(ctx)
+		done, err := s.hold(ctx, saved...)
+		if err != nil {
+			return err
+		}
+		defer done()
 		return archive.Export(ctx, s.content, cancelWriter{ctx, w}, opts...)
 	}, saved, nil
 }

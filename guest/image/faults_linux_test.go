@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -71,6 +72,33 @@ func partial(reg registryProcess, w http.ResponseWriter, r *http.Request, size i
 	w.(http.Flusher).Flush()
 	then()
 	return true
+}
+
+// TestPushOfRemoved: an image that is removed while it is pushed arrives whole.
+func TestPushOfRemoved(t *testing.T) {
+	s := open(t)
+	reg := startRegistry(t, "")
+	var once sync.Once
+	var ref string
+	addr := faulty(t, reg, func(http.ResponseWriter, *http.Request) bool {
+		once.Do(func() {
+			if _, err := s.Remove(context.Background(), ref, RemoveOptions{Force: true}); err != nil {
+				t.Error(err)
+			}
+			settle(t, s)
+		})
+		return false
+	})
+	ref = addr + "/gone:1"
+	img := load(t, s, simple(t, "gone"), ref)
+	if _, err := s.Push(t.Context(), ref, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	empty(t, s)
+	got, err := s.Pull(t.Context(), reg.addr+"/gone:1", PullOptions{})
+	if err != nil || len(got) != 1 || got[0].ID != img.ID {
+		t.Errorf("pulled: %+v, %v", got, err)
+	}
 }
 
 func TestPullResumesAfterReset(t *testing.T) {

@@ -82,6 +82,11 @@ func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts P
 	if err != nil {
 		return Pushed{}, err
 	}
+	done, err := s.hold(ctx, target.Digest)
+	if err != nil {
+		return Pushed{}, err
+	}
+	defer done()
 	tracker := docker.NewInMemoryTracker()
 	pusher, err := s.registry.Resolver(ctx, opts.Auth, tracker).Pusher(ctx, named.String()+"@"+target.Digest.String())
 	if err != nil {

@@ -292,6 +292,23 @@ func (s *Store) lease(ctx context.Context) (context.Context, func(), error) {
 	return leases.WithLease(ctx, l.ID), done, nil
 }
 
+// hold keeps content, and all that it names, until done is called: what is sent to a
+// client or a registry may be removed meanwhile.
+func (s *Store) hold(ctx context.Context, content ...digest.Digest) (done func(), err error) {
+	leased, release, err := s.lease(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, _ := leases.FromContext(leased)
+	for _, dgst := range content {
+		if err := s.leases.AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: dgst.String(), Type: "content"}); err != nil {
+			release()
+			return nil, err
+		}
+	}
+	return func() { release(); s.collectSoon() }, nil
+}
+
 func (s *Store) release(ctx context.Context, l leases.Lease) {
 	err := s.leases.Delete(context.WithoutCancel(ctx), l)
 	if err != nil && !errdefs.IsNotFound(err) {

@@ -277,6 +277,38 @@ func TestNames(t *testing.T) {
 	empty(t, s)
 }
 
+// TestSaveOfRemoved: an image that is removed while it is saved is saved whole.
+func TestSaveOfRemoved(t *testing.T) {
+	s := open(t)
+	img := load(t, s, simple(t, "a"), "docker.io/library/a:1")
+	r, w := io.Pipe()
+	saved := make(chan error, 1)
+	go func() {
+		err := save(t, s, w, []string{"a:1"})
+		w.CloseWithError(err)
+		saved <- err
+	}()
+	var archive bytes.Buffer
+	if _, err := io.CopyN(&archive, r, 512); err != nil { // it has begun
+		t.Fatal(err)
+	}
+	if _, err := s.Remove(t.Context(), "a:1", RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, s)
+	if _, err := io.Copy(&archive, r); err != nil {
+		t.Error(err)
+	}
+	if err := <-saved; err != nil {
+		t.Error(err)
+	}
+	empty(t, s)
+	loaded, err := s.Load(t.Context(), bytes.NewReader(archive.Bytes()), nil, nil)
+	if err != nil || len(loaded) != 1 || loaded[0].ID != img.ID {
+		t.Errorf("loaded again: %+v, %v", loaded, err)
+	}
+}
+
 func TestHistory(t *testing.T) {
 	s := open(t)
 	img := load(t, s, simple(t, "a"), "docker.io/library/a:1")
