@@ -69,7 +69,7 @@ func (e *Engine) joinNetworks(ctx context.Context, c *Container, netns string) e
 func (e *Engine) attachRequest(rec *record.Record, name, netns string) network.AttachRequest {
 	want := rec.Endpoints[name]
 	req := network.AttachRequest{ContainerID: rec.ID, ContainerName: rec.Name, Network: name, NetNS: netns,
-		GatewayPriority: want.GwPriority, DriverOpts: want.DriverOpts, Names: dnsNames(rec, want), DNS: rec.HostConfig.DNS}
+		GatewayPriority: want.GwPriority, DriverOpts: want.DriverOpts, NoIPv6: withoutIPv6(rec), Names: dnsNames(rec, want), DNS: rec.HostConfig.DNS}
 	if len(want.MacAddress) > 0 {
 		req.MAC = want.MacAddress.String()
 	}
@@ -117,6 +117,11 @@ func (e *Engine) releaseNetwork(ctx context.Context, c *Container) {
 	}
 }
 
+// withoutIPv6 says whether a container switches IPv6 off.
+func withoutIPv6(rec *record.Record) bool {
+	return rec.HostConfig.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1"
+}
+
 // writeNetFiles writes the container's hosts, resolv.conf and hostname. They are
 // rewritten in place: the container has them mounted.
 func (e *Engine) writeNetFiles(c *Container) error {
@@ -133,7 +138,7 @@ func (e *Engine) writeNetFiles(c *Container) error {
 		return err
 	}
 	extra = append(extra, e.linkHosts(c)...)
-	hosts := network.Hosts(rec.Config.Hostname, rec.Config.Domainname, eps, extra)
+	hosts := network.Hosts(rec.Config.Hostname, rec.Config.Domainname, !withoutIPv6(rec), eps, extra)
 	if rec.HostConfig.NetworkMode.IsHost() {
 		if machine, err := os.ReadFile("/etc/hosts"); err == nil {
 			hosts = network.HostsLike(machine, extra)

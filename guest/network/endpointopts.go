@@ -2,6 +2,7 @@ package network
 
 import (
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -39,6 +40,12 @@ func parseSysctls(list string) ([]sysctl, error) {
 		out = append(out, sysctl{parts[1], parts[2], parts[4], value})
 	}
 	return out, nil
+}
+
+// disablesIPv6 says whether OptionSysctls switch the interface's IPv6 off.
+func disablesIPv6(list string) bool {
+	settings, err := parseSysctls(list)
+	return err == nil && slices.Contains(settings, sysctl{"ipv6", "conf", "disable_ipv6", "1"})
 }
 
 // CheckEndpointOptions says what is wrong with an endpoint's driver options.

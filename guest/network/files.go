@@ -17,15 +17,17 @@ type HostEntry struct {
 	Names []string
 }
 
-// Hosts returns the content of a container's /etc/hosts: the loopback's lines,
-// then a line for each of its own addresses with its host name (and its short
-// form), then extra.
-func Hosts(hostname, domainname string, eps []Endpoint, extra []HostEntry) []byte {
+// Hosts returns the content of a container's /etc/hosts: the loopback's lines, of
+// IPv6 where the container has it, then a line for each of its own addresses with its
+// host name (and its short form), then extra.
+func Hosts(hostname, domainname string, ipv6 bool, eps []Endpoint, extra []HostEntry) []byte {
 	var b bytes.Buffer
-	b.WriteString("127.0.0.1\tlocalhost\n" +
-		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
-		"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
-		"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	b.WriteString("127.0.0.1\tlocalhost\n")
+	if ipv6 {
+		b.WriteString("::1\tlocalhost ip6-localhost ip6-loopback\n" +
+			"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
+			"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	}
 	writeHosts(&b, extra)
 	name := hostname
 	if domainname != "" {

@@ -25,9 +25,12 @@ func TestHosts(t *testing.T) {
 		{"box.corp.test", "", eps[:1], nil, "172.17.0.2\tbox.corp.test box\n"},
 		{"box", "", eps, nil, "172.17.0.2\tbox\n172.18.0.2\tbox\nfd00::2\tbox\n"},
 	} {
-		if got := string(Hosts(tc.host, tc.domain, tc.eps, tc.extra)); got != common+tc.want {
+		if got := string(Hosts(tc.host, tc.domain, true, tc.eps, tc.extra)); got != common+tc.want {
 			t.Errorf("%+v:\n%s", tc, got)
 		}
+	}
+	if got := string(Hosts("box", "", false, eps[:1], nil)); got != "127.0.0.1\tlocalhost\n172.17.0.2\tbox\n" {
+		t.Errorf("without IPv6:\n%s", got)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 
@@ -315,6 +316,26 @@ func dial(ns *link.NS, network, to string) (from string, err error) {
 func dialHere(to string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 400 * time.Millisecond, FallbackDelay: -1}
 	return d.Dial("tcp", to)
+}
+
+// TestWithoutIPv6: a container that switches IPv6 off has no such address on a network
+// with IPv6, and others are told of none.
+func TestWithoutIPv6(t *testing.T) {
+	m := newMachine(t)
+	_, err := m.Create(ctx, Config{Name: "six", IPv6: true})
+	m.must(err)
+	with := m.container("with", "six")
+	for name, req := range map[string]AttachRequest{
+		"all":       {Network: "six", NoIPv6: true},
+		"interface": {Network: "six", DriverOpts: map[string]string{OptionSysctls: "net.ipv6.conf.IFNAME.disable_ipv6=1"}},
+	} {
+		if ep := m.container(name).attach(req); ep.IPv6.IsValid() || ep.Gateway6.IsValid() || !ep.IPv4.IsValid() {
+			t.Errorf("%s: %+v", name, ep)
+		}
+		if r, err := ask(with.ns, "udp", name, dns.TypeAAAA); err != nil || len(r.Answer) > 0 {
+			t.Errorf("AAAA of %s: %v, %v", name, r, err)
+		}
+	}
 }
 
 // TestAroundTheUplink: from a network whose subnet lies around the uplink's, what is

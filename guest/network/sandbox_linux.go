@@ -277,7 +277,7 @@ func (n *network) allocate(ep *Endpoint, req AttachRequest) error {
 				return invalid("invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.def.Name, f.want)
 			}
 		}
-		if pool == nil {
+		if pool == nil || f.v6 && (req.NoIPv6 || disablesIPv6(req.DriverOpts[OptionSysctls])) {
 			continue
 		}
 		a, err := pool.Allocate(f.want)

@@ -180,7 +180,7 @@ func (m *Manager) takeSpare(n *network, sb *sandbox, req AttachRequest) (ep Endp
 	if sp == nil {
 		return Endpoint{}, false, nil
 	}
-	plain := req.MAC == "" && len(req.LinkLocal) == 0 && req.DriverOpts[OptionIfname] == "" && req.DriverOpts[OptionSysctls] == ""
+	plain := req.MAC == "" && len(req.LinkLocal) == 0 && req.DriverOpts[OptionIfname] == "" && req.DriverOpts[OptionSysctls] == "" && !req.NoIPv6
 	if n.def.ID == sp.ep.NetworkID && plain && checkAttach(n.def, sb.endpoints, req) == nil {
 		m.mu.Lock()
 		n.using++

@@ -138,6 +138,7 @@ type AttachRequest struct {
 
 	GatewayPriority int // the highest wins the default route
 	DriverOpts      map[string]string
+	NoIPv6          bool // the container has switched it off: no address, and no name for one
 }
 
 // Endpoint is a container's place on a network. It is a value.

@@ -164,7 +164,7 @@ func (b *building) netFiles() ([]specs.Mount, error) {
 	eps := b.e.opts.Networks.Endpoints(b.id)
 	var out []specs.Mount
 	for name, data := range map[string][]byte{
-		"hosts":       network.Hosts(b.hostname(), "", eps, extra),
+		"hosts":       network.Hosts(b.hostname(), "", true, eps, extra),
 		"resolv.conf": network.ResolvConf(network.DNSConfig{}, b.e.opts.DNS, false),
 	} {
 		file := filepath.Join(b.dir, name)
