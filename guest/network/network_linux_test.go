@@ -338,6 +338,29 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
+// TestDetachFromTheWayOut: a container leaves a network though the one that is left
+// cannot lead outside.
+func TestDetachFromTheWayOut(t *testing.T) {
+	m := newMachine(t)
+	for _, name := range []string{"one", "two"} {
+		_, err := m.Create(ctx, Config{Name: name})
+		m.must(err)
+	}
+	a := m.container("a", "one", "two")
+	do(t, a.ns, func() error {
+		l, err := netlink.LinkByName("eth1")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(l)
+	})
+	m.must(m.Detach(ctx, a.id, "one"))
+	if left := m.Endpoints(a.id); len(left) != 1 {
+		t.Errorf("endpoints: %+v", left)
+	}
+	a.attach(AttachRequest{Network: "one"})
+}
+
 // TestAroundTheUplink: from a network whose subnet lies around the uplink's, what is
 // there is reached, and so is the container.
 func TestAroundTheUplink(t *testing.T) {

@@ -652,7 +652,12 @@ func (m *Manager) Detach(ctx context.Context, containerID, network string) error
 	}
 	m.mu.Unlock()
 	m.unreserve(ep)
-	return m.settle(sb)
+	// Of the networks that are left one may be unfit to lead outside. That is no
+	// reason to stay on this one.
+	if err := m.settle(sb); err != nil {
+		m.opts.Log.Warn("cannot set a container's way out", "container", containerID, "error", err)
+	}
+	return nil
 }
 
 // Release takes everything back that a container has: published ports, DNS
