@@ -94,6 +94,19 @@ func TestEtc(t *testing.T) {
 	}
 }
 
+// TestTuning: only an emulated processor has the engine do without what a real one is
+// fast at.
+func TestTuning(t *testing.T) {
+	for _, c := range []struct {
+		acceleration, arch string
+		want               bool
+	}{{"tcg", "amd64", true}, {"kvm", "amd64", false}, {"tcg", "arm64", false}, {"", "amd64", false}} {
+		if got := tuning(c.acceleration, c.arch); len(got) > 0 != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
 func TestUnescape(t *testing.T) {
 	if got := unescape(`/a\040b\134c\011d`); got != "/a b\\c\td" {
 		t.Errorf("got %q", got)
