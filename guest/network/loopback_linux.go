@@ -63,7 +63,7 @@ func (m *Manager) LendLoopback(containerID string, dial func(ctx context.Context
 }
 
 // listenLoopback opens the sockets that connections to a namespace's loopback reach
-// from now on.
+// from now on: one for each family that it has.
 func listenLoopback(ns *link.NS) (sockets []net.Listener, err error) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		var ln net.Listener
@@ -71,6 +71,9 @@ func listenLoopback(ns *link.NS) (sockets []net.Listener, err error) {
 			ln, err = net.Listen("tcp", address)
 			return err
 		})
+		if len(sockets) > 0 && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
+			break // a machine without IPv6
+		}
 		if err == nil {
 			sockets = append(sockets, ln)
 			err = firewall.RedirectLoopback(ns.FD(), ln.Addr().(*net.TCPAddr).AddrPort())

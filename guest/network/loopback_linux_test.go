@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/berthvm/berth/guest/network/internal/link"
 )
 
 // TestLendLoopback: what a container connects to on its loopback is elsewhere, as
@@ -100,5 +102,27 @@ func TestLendLoopback(t *testing.T) {
 	c.release()
 	if _, err := open.Read(make([]byte, 1)); err == nil {
 		t.Error("a connection outlived the loan")
+	}
+}
+
+// TestLendLoopbackWithoutIPv6: a container without IPv6 is lent what it has.
+func TestLendLoopbackWithoutIPv6(t *testing.T) {
+	m := newMachine(t)
+	c := m.container("a", Bridge)
+	do(t, c.ns, func() error { return link.Sysctl("ipv6/conf/lo/disable_ipv6", "1") })
+	asked := make(chan netip.AddrPort, 1)
+	m.must(m.LendLoopback(c.id, func(_ context.Context, to netip.AddrPort) (net.Conn, error) {
+		asked <- to
+		return nil, errors.New("nobody is there")
+	}))
+	do(t, c.ns, func() error {
+		conn, err := dialHere("127.0.0.1:80")
+		if err == nil {
+			conn.Close()
+		}
+		return nil // it may have been reset by now
+	})
+	if got := <-asked; got != netip.MustParseAddrPort("127.0.0.1:80") {
+		t.Errorf("dialed %v", got)
 	}
 }
