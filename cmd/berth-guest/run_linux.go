@@ -273,14 +273,22 @@ func imageOptions(cfg config, w wire.Welcome) image.Options {
 	}
 	if w.Proxy != (wire.Proxy{}) {
 		proxy := (&httpproxy.Config{HTTPProxy: w.Proxy.HTTP, HTTPSProxy: w.Proxy.HTTPS, NoProxy: w.Proxy.No}).ProxyFunc()
-		o.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
+		o.Proxy = func(r *http.Request) (*url.URL, error) {
+			if hostdial.IsLoopback(r.URL.Host) {
+				return nil, nil // names that end in .localhost too
+			}
+			return proxy(r.URL)
+		}
 	}
 	return o
 }
 
-// proxyEnv is p as programs take it.
+// proxyEnv is p as programs take it. None leads to the loopback.
 func proxyEnv(p wire.Proxy) []string {
 	var env []string
+	if (p.HTTP != "" || p.HTTPS != "") && p.No != "*" {
+		p.No = strings.TrimPrefix(p.No+",localhost,127.0.0.1,::1", ",")
+	}
 	for name, value := range map[string]string{"http_proxy": p.HTTP, "https_proxy": p.HTTPS, "no_proxy": p.No} {
 		if value != "" {
 			env = append(env, name+"="+value)
