@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -149,6 +150,7 @@ func silent() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil
 
 func TestReaperRuns(t *testing.T) {
 	r := newReaper(keeper.NewServer(silent()), silent())
+	t.Cleanup(func() { signal.Reset(syscall.SIGCHLD) }) // there is one reaper in a process
 	var output bytes.Buffer
 	status, err := r.run([]string{"/bin/sh", "-c", "echo out; echo err >&2; exit 3"}, &output)
 	if err != nil || status.ExitStatus() != 3 || output.String() != "out\nerr\n" {
