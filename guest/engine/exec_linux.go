@@ -132,10 +132,17 @@ func canExec(c *Container, name string) error {
 	return conflict("container %s is not running", c.id)
 }
 
+// expired reports whether the exec ended long ago. It does not wait for one that is
+// being started, which holds mu.
 func (x *Exec) expired() bool {
+	select {
+	case <-x.done:
+	default:
+		return false
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return !x.ended.IsZero() && time.Since(x.ended) > execKept
+	return time.Since(x.ended) > execKept
 }
 
 func (x *Exec) event(action events.Action, more ...string) {
@@ -165,13 +172,18 @@ func (e *Engine) findExec(ctx context.Context, id string) (*Exec, error) {
 }
 
 // missed reports whether the run of the container that the exec was made for has
-// ended before the exec was started.
+// ended before the exec was started. While an exec is being started nobody may wait
+// for it with the container's mu: a pause in the midst of it would never end.
 func (x *Exec) missed() bool {
 	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
+	over := x.in != x.c.run
+	x.c.mu.Unlock()
+	if !over {
+		return false
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return !x.state.Started && x.in != x.c.run
+	return !x.state.Started
 }
 
 // ExecInspect says how an exec fares.
