@@ -160,6 +160,7 @@ func (b *Builder) Close() error {
 	o.stop()
 	o.server.Stop()
 	o.serving.Wait()
+	o.room.close()
 	err := errors.Join(o.control.Close(), o.closeGit(), b.steps.Close(), o.traces.Shutdown(context.Background()))
 	return errors.Join(err, b.markClean())
 }

@@ -68,13 +68,23 @@ func (r *room) begin(ctx context.Context) (end func()) {
 	}
 }
 
+// end does not wait for a collection to notice: the next build would wait with it.
 func (r *room) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.builds--; r.builds == 0 {
 		r.stop()
-		r.tasks.Wait()
 	}
+}
+
+// close ends what builds have begun, and waits for it.
+func (r *room) close() {
+	r.mu.Lock()
+	if r.stop != nil {
+		r.stop()
+	}
+	r.mu.Unlock()
+	r.tasks.Wait()
 }
 
 func (r *room) look(ctx context.Context) {
@@ -83,10 +93,12 @@ func (r *room) look(ctx context.Context) {
 	for {
 		select {
 		case <-ticks.C:
-			r.clear(ctx, true)
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			return
 		}
+		r.clear(ctx, true)
 	}
 }
 

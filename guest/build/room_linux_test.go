@@ -98,6 +98,25 @@ func TestRoomSlow(t *testing.T) {
 	})
 }
 
+// TestRoomStubborn: neither the end of a build nor the next one waits for a collection
+// that is slow to stop.
+func TestRoomStubborn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := (&smallDisk{}).room(1)
+		enough := make(chan struct{})
+		r.collect = func(context.Context) error { <-enough; return nil }
+		start := time.Now()
+		r.begin(t.Context())()
+		end := r.begin(t.Context())
+		if took := time.Since(start); took != 2*beginTime {
+			t.Errorf("the second build began after %v", took)
+		}
+		end()
+		close(enough)
+		r.close()
+	})
+}
+
 // TestRoomUnknown: a disk that says nothing stops no build.
 func TestRoomUnknown(t *testing.T) {
 	r := (&smallDisk{}).room(1)
