@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -250,18 +251,16 @@ func (c *Container) makeWorkingDir() error {
 	if dir == "" || dir == "/" {
 		return nil
 	}
-	if path, err := securejoin.SecureJoin(rootfs, dir); err == nil {
-		if _, err := os.Lstat(path); err == nil {
+	// Who makes directories does not follow links to what is not there, but the joined
+	// path has none any more.
+	path, err := securejoin.SecureJoin(rootfs, dir)
+	if err == nil {
+		if _, serr := os.Lstat(path); serr == nil {
 			return nil
 		}
+		err = pathrs.MkdirAll(rootfs, strings.TrimPrefix(path, rootfs), 0o755)
 	}
-	f, err := os.OpenRoot(rootfs)
 	if err != nil {
-		return fmt.Errorf("make the working directory: %w", err)
-	}
-	defer f.Close()
-	err = f.MkdirAll(strings.TrimPrefix(filepath.Clean(dir), "/"), 0o755)
-	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make the working directory %s: %w", dir, err)
 	}
 	return nil
