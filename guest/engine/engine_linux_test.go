@@ -20,6 +20,7 @@ import (
 
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/enginetest"
+	"github.com/berthvm/berth/guest/engine/filter"
 	"github.com/berthvm/berth/guest/engine/logfile"
 	"github.com/berthvm/berth/guest/engine/stdio"
 )
@@ -821,6 +822,30 @@ func TestEndOfOutput(t *testing.T) {
 	}
 	if ep := info.NetworkSettings.Networks["bridge"]; ep == nil || ep.IPAddress.IsValid() {
 		t.Errorf("after the end of the output it is still on the network: %+v", ep)
+	}
+}
+
+// TestAncestor: a filter by an image finds the containers of what was made from it,
+// too.
+func TestAncestor(t *testing.T) {
+	e := enginetest.New(t).Engine()
+	for _, img := range []string{"child", "img"} {
+		if _, _, err := e.Create(ctx, engine.CreateOptions{Name: "of-" + img, Config: &apicontainer.Config{Image: img, Cmd: []string{"true"}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for image, want := range map[string]string{"img": "/of-img /of-child", "child": "/of-child", "none": ""} {
+		list, err := e.List(ctx, engine.ListOptions{All: true, Filters: filter.Set{"ancestor": {image: true}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, c := range list {
+			names = append(names, c.Names...)
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("of %s: %q, want %q", image, got, want)
+		}
 	}
 }
 

@@ -164,6 +164,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]apicontainer.Summar
 	if err != nil {
 		return nil, err
 	}
+	e.addDescendants(ctx, m.images, all)
 	links, images := e.linkNames(), map[string]string{}
 	out := []apicontainer.Summary{}
 	for _, c := range all {
@@ -282,6 +283,36 @@ func (e *Engine) matcher(ctx context.Context, o ListOptions) (*matcher, error) {
 		m.o.All = true
 	}
 	return m, nil
+}
+
+// addDescendants adds the containers' images that were committed, over any number of
+// steps, from those in a set.
+func (e *Engine) addDescendants(ctx context.Context, set map[string]bool, all []*Container) {
+	if len(set) == 0 {
+		return
+	}
+	known := map[string]bool{} // images that were looked at
+	for _, c := range all {
+		c.mu.Lock()
+		id := c.rec.ImageID
+		c.mu.Unlock()
+		var line []string
+		for id != "" && !set[id] && !known[id] {
+			known[id] = true
+			line = append(line, id)
+			img, err := e.opts.Images.GetPlatform(ctx, id, nil)
+			if err != nil {
+				id = ""
+				break
+			}
+			id = img.Parent.String()
+		}
+		if set[id] {
+			for _, id := range line {
+				set[id] = true
+			}
+		}
+	}
 }
 
 func (m *matcher) match(c *Container) bool {

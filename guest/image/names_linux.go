@@ -79,13 +79,7 @@ func (s *Store) records(ctx context.Context) ([]record, error) {
 // or the beginning of one. matched is the database's name that was meant; it is
 // empty when the image was named by ID.
 func (s *Store) find(ctx context.Context, refOrID string) (r record, matched string, err error) {
-	notFound := func() error {
-		shown := refOrID
-		if named, err := parseRef(refOrID); err == nil && !ident.Hex(refOrID, 64, 64) {
-			shown = reference.FamiliarString(named)
-		}
-		return fail(errdefs.ErrNotFound, "No such image: %s", shown) //nolint:staticcheck // docker's words
-	}
+	notFound := func() error { return noImage(refOrID) }
 	records, err := s.records(ctx)
 	if err != nil {
 		return record{}, "", err
@@ -124,6 +118,15 @@ func (s *Store) find(ctx context.Context, refOrID string) (r record, matched str
 	return record{}, "", fail(errdefs.ErrInvalidArgument, "ambiguous ID %s: more than one image begins with it", refOrID)
 }
 
+// noImage is the error of an image that is not there.
+func noImage(refOrID string) error {
+	shown := refOrID
+	if named, err := parseRef(refOrID); err == nil && !ident.Hex(refOrID, 64, 64) {
+		shown = reference.FamiliarString(named)
+	}
+	return fail(errdefs.ErrNotFound, "No such image: %s", shown) //nolint:staticcheck // docker's words
+}
+
 func byDigest(records []record, d digest.Digest, notFound func() error) (record, string, error) {
 	for _, r := range records {
 		if r.target.Digest == d {
@@ -148,6 +151,13 @@ func byName(records []record, named reference.Named) (record, string, bool) {
 		}
 	}
 	return record{}, "", false
+}
+
+// isTagged says whether a name of the database has a tag; if not, it has a digest.
+func isTagged(name string) bool {
+	named, err := reference.ParseNormalizedNamed(name)
+	_, tagged := named.(reference.Tagged)
+	return err == nil && tagged && !isDangling(name)
 }
 
 // repository returns the repository of a name of the database, or "".

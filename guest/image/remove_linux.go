@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -11,9 +10,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Remove takes a name off an image, and removes the image with its last one. An
-// image in use, or one with several names that is given by ID, is a conflict
-// unless forced; one that a running container uses is never removed.
+// Remove takes a name off an image, and removes the image with its last one. With
+// its last tag a repository's digests go, too; a digest means all of its
+// repository's names. An image in use, or one with several tags or repositories that
+// is given by ID, is a conflict unless forced; one that a running container uses is
+// never removed.
 func (s *Store) Remove(ctx context.Context, refOrID string, opts RemoveOptions) ([]Deleted, error) {
 	ctx = s.ctx(ctx)
 	s.tagging.Lock()
@@ -22,14 +23,19 @@ func (s *Store) Remove(ctx context.Context, refOrID string, opts RemoveOptions) 
 	if err != nil {
 		return nil, err
 	}
-	drop := namesToDrop(r, matched)
+	drop := r.names
+	if matched != "" {
+		if drop = namesToDrop(r, refOrID); len(drop) == 0 {
+			return nil, noImage(refOrID)
+		}
+	}
 	last := len(drop) == len(r.names)
 	if last {
 		if err := inUse(refOrID, r.target.Digest, matched != "", opts.users(r.target.Digest), opts.Force); err != nil {
 			return nil, err
 		}
 	}
-	if matched == "" && !opts.Force && len(slices.DeleteFunc(slices.Clone(drop), func(img images.Image) bool { return !named(img.Name) })) > 1 {
+	if matched == "" && !opts.Force && !single(drop) {
 		return nil, fail(errdefs.ErrConflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", shortID(r.target.Digest))
 	}
 	deleted, err := s.dropNames(ctx, r, drop)
@@ -87,15 +93,49 @@ func (o RemoveOptions) users(id digest.Digest) []User {
 	return o.Users(id)
 }
 
-// namesToDrop returns the database's names that a removal takes away: the one that
-// was meant, or all.
-func namesToDrop(r record, matched string) []images.Image {
+// namesToDrop returns the database's names that a removal of one takes away: a tag,
+// and when that is its repository's last, the repository's digests; or for a digest
+// all that the repository has for the image.
+func namesToDrop(r record, asked string) []images.Image {
+	name, err := parseRef(asked)
+	if err != nil {
+		return nil
+	}
+	_, one := name.(reference.Tagged)
+	var drop, others []images.Image
+	last := true
 	for _, img := range r.names {
-		if img.Name == matched {
-			return []images.Image{img}
+		switch {
+		case isDangling(img.Name):
+			others = append(others, img)
+		case repository(img.Name) != name.Name():
+		case !one || img.Name == dbName(name):
+			drop = append(drop, img)
+		case isTagged(img.Name):
+			last = false
+		default:
+			others = append(others, img)
 		}
 	}
-	return r.names
+	if len(drop) > 0 && last {
+		drop = append(drop, others...)
+	}
+	return drop
+}
+
+// single says whether names are one repository's, with no more than one tag.
+func single(list []images.Image) bool {
+	tags, repositories := 0, map[string]bool{}
+	for _, img := range list {
+		if isDangling(img.Name) {
+			continue
+		}
+		repositories[repository(img.Name)] = true
+		if isTagged(img.Name) {
+			tags++
+		}
+	}
+	return tags <= 1 && len(repositories) <= 1
 }
 
 // inUse returns the conflict when containers use an image.

@@ -277,6 +277,66 @@ func TestNames(t *testing.T) {
 	empty(t, s)
 }
 
+// TestRemoveNames: which names a removal takes off an image, and when it is refused.
+func TestRemoveNames(t *testing.T) {
+	for _, tc := range []struct {
+		names, remove string // ID is the image's
+		untagged      string // what is reported; "" for a refusal
+		left          string // in the database
+	}{
+		{"a:1 a@ID", "ID", "a:1 a@ID", ""},
+		{"a@ID", "ID", "a@ID", ""},
+		{"a:1 a:2", "ID", "", "a:1 a:2"},
+		{"a:1 a:2 a@ID", "ID", "", "a:1 a:2 a@ID"},
+		{"a:1 b@ID", "ID", "", "a:1 b@ID"},
+		{"a@ID b@ID", "ID", "", "a@ID b@ID"},
+		{"a:1 a@ID", "a:1", "a:1 a@ID", ""},
+		{"a:1 a:2 a@ID", "a:1", "a:1", "a:2 a@ID"},
+		{"a:1 a@ID b:1 b@ID", "a:1", "a:1 a@ID", "b:1 b@ID"},
+		{"a:1 a:2 a@ID b:1", "a@ID", "a:1 a:2 a@ID", "b:1"},
+		{"a:1 b:1", "a@ID", "a:1", "b:1"},
+		{"a:1 a:2", "a:2@ID", "a:2", "a:1"},
+		{"a:1", "a:2@ID", "", "a:1"},
+	} {
+		s := open(t)
+		id := load(t, s, simple(t, "x"), "docker.io/library/x:x").ID.String()
+		put := func(v string) string { return strings.ReplaceAll(v, "ID", id) }
+		for _, name := range strings.Fields(tc.names) {
+			r, _, err := s.find(s.ctx(t.Context()), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.setName(s.ctx(t.Context()), "docker.io/library/"+put(name), r.target, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.Remove(t.Context(), "x:x", RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		deleted, err := s.Remove(t.Context(), put(tc.remove), RemoveOptions{})
+		var untagged []string
+		for _, d := range deleted {
+			if d.Untagged != "" {
+				untagged = append(untagged, d.Untagged)
+			}
+		}
+		if got := strings.Join(untagged, " "); got != put(tc.untagged) || (err == nil) != (tc.untagged != "") {
+			t.Errorf("%s without %s: untagged %s, %v", tc.names, tc.remove, got, err)
+		}
+		all, err := s.images.List(s.ctx(t.Context()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []string
+		for _, img := range all {
+			left = append(left, strings.TrimPrefix(img.Name, "docker.io/library/"))
+		}
+		if slices.Sort(left); strings.Join(left, " ") != put(tc.left) {
+			t.Errorf("%s without %s: left %q", tc.names, tc.remove, left)
+		}
+	}
+}
+
 // TestSaveOfRemoved: an image that is removed while it is saved is saved whole.
 func TestSaveOfRemoved(t *testing.T) {
 	s := open(t)

@@ -57,7 +57,7 @@ type World struct {
 	boot    int
 }
 
-// New returns a world with one image, "img".
+// New returns a world with two images, "img" and "child".
 func New(t testing.TB) *World {
 	w := &World{T: t, Dir: t.TempDir(), rootfs: map[string]bool{}, binds: map[string]string{}, nextPID: 1000}
 	w.Reboot()
@@ -486,16 +486,24 @@ func (w *World) Forget(id string) {
 	delete(w.tasks, id)
 }
 
-// ImageID is the identity of the world's image.
-var ImageID = digest.FromString("img")
+// ImageID is the identity of the world's image, ChildID that of one committed from it.
+var (
+	ImageID = digest.FromString("img")
+	ChildID = digest.FromString("child")
+)
 
 type images struct{ w *World }
 
 func (i images) GetPlatform(_ context.Context, ref string, _ *ocispec.Platform) (image.Image, error) {
-	if ref != "img" && ref != ImageID.String() {
+	img := image.Image{ID: ImageID, RepoTags: []string{"img:latest"}}
+	switch ref {
+	case "img", ImageID.String():
+	case "child", ChildID.String():
+		img = image.Image{ID: ChildID, RepoTags: []string{"child:latest"}, Parent: ImageID}
+	default:
 		return image.Image{}, errdefs.ErrNotFound.WithMessage("No such image: " + ref + ":latest")
 	}
-	img := image.Image{ID: ImageID, RepoTags: []string{"img:latest"}, Manifest: ocispec.Descriptor{Digest: ImageID}}
+	img.Manifest.Digest = img.ID
 	img.Spec.Config = dockerspec.DockerOCIImageConfig{}
 	img.Spec.Config.Cmd, img.Spec.Config.Env = []string{"echo", "hello"}, []string{"PATH=/bin", "FROM=image"}
 	return img, nil
