@@ -88,6 +88,7 @@ type opened struct {
 	server   *grpc.Server
 	conns    *connListener
 	uploads  *uploads
+	plans    sync.Map // who wants a build's instructions, a func([]Instruction), by its classicOpt
 	traces   *sdktrace.TracerProvider
 	room     *room
 	git      *git.Server // nil: the machine's own git is BuildKit's
@@ -224,7 +225,7 @@ func (b *Builder) start() (_ *opened, err error) {
 		SessionManager:   sessions,
 		WorkerController: workers,
 		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": forwarder.NewGatewayForwarder(workers.Infos(), buildDockerfile),
+			"dockerfile.v0": forwarder.NewGatewayForwarder(workers.Infos(), o.buildDockerfile),
 			"gateway.v0":    gate,
 		},
 		CacheManager: links,

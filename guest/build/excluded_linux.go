@@ -16,7 +16,7 @@ import (
 )
 
 // classicOpt is the frontend's option that says that the context is one of the classic
-// builder's.
+// builder's. Its value is the build's reference, or anything.
 const classicOpt = "berth.classic"
 
 // classicContext hides, from the steps of a classic build, the Dockerfile and the

@@ -22,10 +22,14 @@ const frontendTime = 15 * time.Second
 // buildDockerfile is the built-in Dockerfile frontend. A Dockerfile that asks for
 // the published one gets it, if a registry has it; if none can be reached, it gets
 // the built-in one, and is told.
-func buildDockerfile(ctx context.Context, c client.Client) (*client.Result, error) {
+func (o *opened) buildDockerfile(ctx context.Context, c client.Client) (*client.Result, error) {
+	plan, wanted := o.plans.Load(c.BuildOpts().Opts[classicOpt])
 	c, err := classicContext(ctx, c)
 	if err != nil {
 		return nil, err
+	}
+	if wanted {
+		c = &plannedClient{c, plan.(func([]Instruction))}
 	}
 	return dockerfile.Build(ctx, &offlineClient{Client: c})
 }

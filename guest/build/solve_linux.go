@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -19,9 +20,12 @@ import (
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/berthvm/berth/guest/image"
 )
 
 // Request is a build as the engine's API asks for one. The zero values ask for
@@ -84,16 +88,24 @@ type Output struct {
 	Attrs map[string]string
 }
 
-// Solve runs a build to its end and returns the image's ID, if it has made one.
-// report takes what happens, from one goroutine.
-func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.StatusResponse)) (id string, err error) {
+// Result is what a build has made.
+type Result struct {
+	ID    string // of the image; empty: it has made none
+	Again bool   // a build before has made the same
+}
+
+// Solve runs a build to its end. report takes what happens, from one goroutine. plan is
+// told of the Dockerfile's instructions before the first of them is carried out, from
+// another goroutine, if the build is Classic, for one platform, and its Dockerfile is
+// one of the built-in frontend that has a step at all.
+func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.StatusResponse), plan func([]Instruction)) (made Result, err error) {
 	o, err := b.get()
 	if err != nil {
-		return "", err
+		return made, err
 	}
 	req, err := r.solve(b.opts.HostAlias)
 	if err != nil {
-		return "", err
+		return made, err
 	}
 	ctx, span := o.traces.Tracer("").Start(ctx, "build")
 	defer span.End()
@@ -102,10 +114,15 @@ func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.
 		defer done()
 		req.FrontendAttrs["context"] = url
 	}
+	if r.Classic && !strings.Contains(r.Platforms, ",") {
+		req.FrontendAttrs[classicOpt] = req.Ref
+		o.plans.Store(req.Ref, plan)
+		defer o.plans.Delete(req.Ref)
+	}
 	if r.Session == "" {
 		done, err := o.ownSession(ctx, req, r.Credentials)
 		if err != nil {
-			return "", err
+			return made, err
 		}
 		defer done()
 	}
@@ -114,7 +131,7 @@ func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.
 		defer o.room.begin(ctx)()
 		resp, err := o.control.Solve(ctx, req)
 		if err == nil {
-			id = resp.ExporterResponse[exptypes.ExporterImageDigestKey]
+			made = b.made(ctx, req.Ref, resp.ExporterResponse[exptypes.ExporterImageDigestKey])
 		} else {
 			b.sweep(o)
 		}
@@ -134,7 +151,17 @@ func (b *Builder) Solve(ctx context.Context, r Request, report func(*controlapi.
 		err = serr
 	}
 	stop()
-	return id, err
+	return made, err
+}
+
+// made says what the build with a reference has made.
+func (b *Builder) made(ctx context.Context, ref, id string) Result {
+	r := Result{ID: id}
+	if id != "" {
+		from, err := b.opts.Images.Origin(ctx, digest.Digest(id))
+		r.Again = err == nil && slices.ContainsFunc(from.Builds, func(b image.Build) bool { return b.Ref != ref })
+	}
+	return r
 }
 
 // refusedTime is how long a build that failed may have its first status yet to come.

@@ -116,7 +116,7 @@ func (s *Server) build(c *call) error {
 	// The answer begins while the context is still being read.
 	_ = http.NewResponseController(c.w).EnableFullDuplex()
 	p := &progress{c: c}
-	var out builds.Output = &builds.Classic{Report: p.report, Quiet: c.flag("q")}
+	var out builds.Output = &builds.Classic{Report: p.report, Quiet: c.flag("q"), NoCache: r.NoCache}
 	if !r.Classic {
 		out = builds.Trace(p.report)
 	}

@@ -116,6 +116,56 @@ func mustRead(t testing.TB, name string) string {
 	return string(data)
 }
 
+// TestBuildClassic: the classic builder tells of each instruction of the stages that are
+// built, in their order, and of each whose result comes from the cache.
+func TestBuildClassic(t *testing.T) {
+	h := machine(t)
+	b := h.builders(t)[2]
+	dir := t.TempDir()
+	tell := func(command, want string) {
+		t.Helper()
+		dockerfile := `ARG BASE=hello
+FROM $BASE AS made
+ARG WORD=none
+RUN echo $WORD > /a
+FROM hello AS never
+RUN false
+FROM hello
+ENV A=b
+COPY --from=made /a /b
+WORKDIR /x
+USER 12
+` + command
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out := b.ok(t, "build", "--build-arg", "WORD="+t.Name(), dir)
+		got := strings.Join(regexp.MustCompile(`(?m)^(Step .*| ---> .*)$`).FindAllString(out, -1), "\n")
+		if got != want {
+			t.Errorf("it tells\n%s\nwant\n%s\nof\n%s", got, want, out)
+		}
+		if !regexp.MustCompile(`(?m)^Successfully built [0-9a-f]{12}$`).MatchString(out) {
+			t.Errorf("it says no ID:\n%s", out)
+		}
+	}
+	const cold = `Step 1/10 : ARG BASE=hello
+Step 2/10 : FROM $BASE AS made
+Step 3/10 : ARG WORD=none
+Step 4/10 : RUN echo $WORD > /a
+Step 5/10 : FROM hello
+Step 6/10 : ENV A=b
+Step 7/10 : COPY --from=made /a /b
+Step 8/10 : WORKDIR /x
+Step 9/10 : USER 12
+Step 10/10 : `
+	warm := regexp.MustCompile(`(?m)^Step .* (ARG WORD|RUN|ENV|COPY|WORKDIR|USER).*$`).ReplaceAllString(cold, "$0\n ---> Using cache")
+	tell("CMD one", cold+"CMD one")
+	tell("CMD one", warm+"CMD one\n ---> Using cache")
+	// What comes after the last step is told by the image.
+	tell("CMD two", strings.Replace(warm, "USER 12\n ---> Using cache", "USER 12", 1)+"CMD two")
+	b.fails(t, "returned a non-zero code: 1", "build", "--target", "never", dir)
+}
+
 // TestBuildCache: what did not change is not run again, and what changed is.
 func TestBuildCache(t *testing.T) {
 	h := machine(t)

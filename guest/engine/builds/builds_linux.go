@@ -136,18 +136,19 @@ func (s *Service) Build(ctx context.Context, id string, uploaded bool, r Request
 			}
 		}
 	}
-	image, err := s.builder.Solve(ctx, r, out.status)
+	made, err := s.builder.Solve(ctx, r, out.status, out.planned)
 	if err != nil {
 		return out.failed(err)
 	}
-	return out.done(image, r.Tags)
+	return out.done(made, r.Tags)
 }
 
 // Output is how a client is told of a build: Trace or Classic.
 type Output interface {
+	planned([]build.Instruction) // while status may be called
 	status(*controlapi.StatusResponse)
 	failed(error) error
-	done(image string, tags []string) error
+	done(made build.Result, tags []string) error
 }
 
 // DiskUsage is docker system df's part of the build cache.

@@ -9,6 +9,8 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/berthvm/berth/guest/build"
 )
 
 // stderr is the number of a step's stream.
@@ -39,11 +41,13 @@ func (t Trace) status(r *controlapi.StatusResponse) {
 	}
 }
 
+func (t Trace) planned([]build.Instruction) {}
+
 func (t Trace) failed(err error) error { return err }
 
-func (t Trace) done(image string, _ []string) error {
-	if image != "" {
-		t.aux("moby.image.id", apibuild.Result{ID: image})
+func (t Trace) done(made build.Result, _ []string) error {
+	if made.ID != "" {
+		t.aux("moby.image.id", apibuild.Result{ID: made.ID})
 	}
 	return nil
 }
