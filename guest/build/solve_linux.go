@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -258,6 +259,9 @@ func (r *Request) solve(hostAlias netip.Addr) (*controlapi.SolveRequest, error) 
 		set("filename", r.Dockerfile)
 	}
 	set("context", r.Remote)
+	if r.Context != nil && r.Remote == "" {
+		set(nameArg, r.name())
+	}
 	set("platform", r.Platforms)
 	set("cache-from", strings.Join(r.CacheFrom, ","))
 	set("ulimit", strings.Join(r.Ulimits, ","))
@@ -304,6 +308,26 @@ func (r *Request) solve(hostAlias netip.Addr) (*controlapi.SolveRequest, error) 
 	req.FrontendAttrs = attrs
 	req.Exporters = r.exporters()
 	return req, nil
+}
+
+// nameArg is the frontend's option by which the history knows a build, and which a user
+// may set as well.
+const nameArg = "build-arg:BUILDKIT_BUILD_NAME"
+
+// name is what the history calls a build whose context came with the request: that has
+// no name itself, so it is the image's.
+func (r *Request) name() string {
+	name := "untagged"
+	if len(r.Tags) > 0 {
+		name = r.Tags[0]
+		if named, err := reference.ParseNormalizedNamed(name); err == nil {
+			name = reference.FamiliarString(named)
+		}
+	}
+	if r.Target != "" {
+		name += " (" + r.Target + ")"
+	}
+	return name
 }
 
 // exporters says where the result goes. "cacheonly" is nowhere.

@@ -122,6 +122,7 @@ func TestBuildClassic(t *testing.T) {
 	h := machine(t)
 	b := h.builders(t)[2]
 	dir := t.TempDir()
+	const name = "e2e-build-classic"
 	tell := func(command, want string) {
 		t.Helper()
 		dockerfile := `ARG BASE=hello
@@ -139,7 +140,7 @@ USER 12
 		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		out := b.ok(t, "build", "--build-arg", "WORD="+t.Name(), dir)
+		out := b.ok(t, "build", "-t", name, "--build-arg", "WORD="+t.Name(), dir)
 		got := strings.Join(regexp.MustCompile(`(?m)^(Step .*| ---> .*)$`).FindAllString(out, -1), "\n")
 		if got != want {
 			t.Errorf("it tells\n%s\nwant\n%s\nof\n%s", got, want, out)
@@ -163,7 +164,11 @@ Step 10/10 : `
 	tell("CMD one", warm+"CMD one\n ---> Using cache")
 	// What comes after the last step is told by the image.
 	tell("CMD two", strings.Replace(warm, "USER 12\n ---> Using cache", "USER 12", 1)+"CMD two")
-	b.fails(t, "returned a non-zero code: 1", "build", "--target", "never", dir)
+	b.fails(t, "returned a non-zero code: 1", "build", "-t", name, "--target", "never", dir)
+	names := strings.Split(h.berth().ok(t, "buildx", "history", "ls", "--format", "{{.Name}}"), "\n")
+	if !slices.Contains(names, name+":latest") || !slices.Contains(names, name+":latest (never)") {
+		t.Errorf("the history knows %q", names)
+	}
 }
 
 // TestBuildCache: what did not change is not run again, and what changed is.
