@@ -75,6 +75,11 @@ func TestInside(t *testing.T) {
 			s.Linux.MaskedPaths = []string{"/proc/version", "/sys/kernel", "/proc/fs", "/nowhere"}
 		},
 			"wc -c < /proc/version; ls /sys/kernel /proc/fs | wc -l", "0\n3"}, // ls prints two headings and an empty line
+		{"files over those in proc", func(s *specs.Spec) {
+			for _, name := range []string{"/proc/loadavg", "/proc/sys/kernel/ns_last_pid"} {
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: name, Type: "bind", Source: "/proc/version", Options: []string{"bind", "ro"}})
+			}
+		}, "for f in loadavg sys/kernel/ns_last_pid; do cut -d' ' -f1 /proc/$f; done", "Linux\nLinux"},
 		{"masked paths cannot be changed", func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/proc/version"} },
 			"chmod 0 /proc/version 2>&1; chown 7 /proc/version 2>&1; stat -c '%a %u' /proc/version; echo x > /proc/version && echo ok",
 			"chmod: /proc/version: Read-only file system\nchown: /proc/version: Read-only file system\n666 0\nok"},

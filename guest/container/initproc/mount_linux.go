@@ -185,11 +185,12 @@ func isProc(fd int) bool {
 
 // mayCover reports whether a path names a file of /proc that other content may stand
 // over: what tells of the machine's size and load, which some want to be told of the
-// container's. What is written elsewhere in /proc is meant for the kernel, and must
-// reach it.
+// container's, and what Docker's runtime lets through besides. What is written
+// elsewhere in /proc is meant for the kernel, and must reach it.
 func mayCover(path string) bool {
 	switch path {
-	case "/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime":
+	case "/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+		"/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid":
 		return true
 	}
 	return false
