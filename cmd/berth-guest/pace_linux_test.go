@@ -4,7 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 	"time"
 )
@@ -29,10 +29,10 @@ func TestPaceHeap(t *testing.T) {
 		return
 	}
 	paceHeap()
-	percent := func() int { // only setting it tells
-		p := debug.SetGCPercent(mostPercent)
-		debug.SetGCPercent(p)
-		return p
+	percent := func() int {
+		sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+		metrics.Read(sample)
+		return int(sample[0].Value.Uint64())
 	}
 	await := func(want int) {
 		t.Helper()
