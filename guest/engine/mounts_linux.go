@@ -282,6 +282,8 @@ func (e *Engine) mountOf(ctx context.Context, c *Container, m record.Mount) (s s
 	}
 	opts := []string{bind, string(cmp.Or(m.Propagation, mount.PropagationRPrivate))}
 	switch {
+	case m.Type == mount.TypeBind && isDevice(m.Source):
+		opts = append(opts, "ro") // it can be written to all the same; its mode is every container's
 	case m.RW:
 	case m.ReadOnly == record.ReadOnlyTop:
 		opts = append(opts, "ro")
