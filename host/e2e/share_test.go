@@ -260,7 +260,6 @@ func TestShareDockerSocket(t *testing.T) {
 	}
 }
 
-// TestShareConfig narrows and widens what is shared.
 // TestShareNull: /dev/null hides a file of a container, as everywhere.
 func TestShareNull(t *testing.T) {
 	h := machine(t)
@@ -272,6 +271,7 @@ func TestShareNull(t *testing.T) {
 	}
 }
 
+// TestShareConfig narrows and widens what is shared.
 func TestShareConfig(t *testing.T) {
 	h := ownHome(t)
 	if err := h.boot(); err != nil {
