@@ -3,6 +3,7 @@ package container
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -306,6 +307,57 @@ func TestProgramErrors(t *testing.T) {
 				t.Errorf("error %v, want %v in ErrProgram", err, test.want)
 			}
 		})
+	}
+}
+
+// TestFileCapabilities: with no_new_privs a program's file gives a user what the
+// container may have, and one that must have more is not executed.
+func TestFileCapabilities(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	data, err := os.ReadFile(filepath.Join(root, "bin/busybox"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(root, "bin/capable/cat")
+	if err := os.Mkdir(filepath.Dir(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(program, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "secret"), []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel's struct vfs_cap_data, revision 2: CAP_DAC_OVERRIDE permitted, inheritable and
+	// effective.
+	attr := make([]byte, 20)
+	binary.LittleEndian.PutUint32(attr, 0x02000001)
+	binary.LittleEndian.PutUint32(attr[4:], 1<<unix.CAP_DAC_OVERRIDE)
+	binary.LittleEndian.PutUint32(attr[8:], 1<<unix.CAP_DAC_OVERRIDE)
+	if err := unix.Setxattr(program, "security.capability", attr, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, nnp := range []bool{false, true} {
+		spec := testSpec(root, "/bin/capable/cat", "/secret")
+		spec.Process.NoNewPrivileges, spec.Process.User.UID = nnp, 1000
+		cfg := testConfig(t, spec)
+		cfg.ID, cfg.CgroupPath = "with", cfg.CgroupPath+"-with"
+		if out, status := run(t, cfg); out != "hello" || status != 0 {
+			t.Errorf("no_new_privs=%v: %q, %v", nnp, out, status)
+		}
+		fewer := slices.DeleteFunc(slices.Clone(dockerCaps), func(c string) bool { return c == "CAP_DAC_OVERRIDE" })
+		spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: fewer, Effective: fewer, Permitted: fewer}
+		b, err := create(t, testConfig(t, spec))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Start(testContext(t)); !errors.Is(err, ErrProgram) || !errors.Is(err, unix.EPERM) {
+			t.Errorf("no_new_privs=%v, without the capability: %v", nnp, err)
+		}
+		if err := b.Delete(testContext(t)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -160,8 +160,9 @@ func TestStartErrors(t *testing.T) {
 		code int
 		text string
 	}{
-		"nosuch":    {127, `exec: "nosuch": executable file not found in $PATH`},
-		"forbidden": {126, `exec: "forbidden": permission denied`},
+		"nosuch":      {127, `exec: "nosuch": executable file not found in $PATH`},
+		"forbidden":   {126, `exec: "forbidden": permission denied`},
+		"too-capable": {126, `exec: "too-capable": operation not permitted`},
 	} {
 		id := create(t, e, "", nil, cmd)
 		err := e.Start(ctx, id)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -359,16 +358,7 @@ func (x *Exec) run(ctx context.Context) (err error) {
 }
 
 func execError(args []string, err error) error {
-	reason := err.Error()
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && !strings.Contains(args[0], "/"):
-		reason = "executable file not found in $PATH"
-	case errors.Is(err, fs.ErrNotExist):
-		reason = fmt.Sprintf("stat %s: no such file or directory", args[0])
-	case errors.Is(err, fs.ErrPermission):
-		reason = "permission denied"
-	}
-	return invalid("OCI runtime exec failed: exec failed: unable to start container process: exec: %q: %s", args[0], reason)
+	return invalid("OCI runtime exec failed: exec failed: unable to start container process: exec: %q: %s", args[0], programReason(args[0], err))
 }
 
 // process makes the specification of the exec's process.

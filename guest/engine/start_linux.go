@@ -703,19 +703,25 @@ func programError(args []string, err error) error {
 	if len(args) > 0 {
 		name = args[0]
 	}
-	reason := err.Error()
+	return invalid("failed to create task for container: OCI runtime create failed: unable to start container process: "+
+		"error during container init: exec: %q: %s", name, programReason(name, err))
+}
+
+// programReason says why a program could not be executed.
+func programReason(name string, err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !strings.Contains(name, "/"):
-		reason = "executable file not found in $PATH"
+		return "executable file not found in $PATH"
 	case errors.Is(err, fs.ErrNotExist):
-		reason = fmt.Sprintf("stat %s: no such file or directory", name)
+		return fmt.Sprintf("stat %s: no such file or directory", name)
+	case errors.Is(err, syscall.EPERM):
+		return "operation not permitted"
 	case errors.Is(err, fs.ErrPermission):
-		reason = "permission denied"
+		return "permission denied"
 	case errors.Is(err, syscall.ENOEXEC):
-		reason = "exec format error"
+		return "exec format error"
 	}
-	return invalid("failed to create task for container: OCI runtime create failed: unable to start container process: "+
-		"error during container init: exec: %q: %s", name, reason)
+	return err.Error()
 }
 
 // filterFor returns the system-call filter of a container; nil is none. Nearly

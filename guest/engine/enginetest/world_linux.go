@@ -404,7 +404,9 @@ func (t *task) Start(context.Context) error {
 	case "nosuch":
 		return fmt.Errorf("%w: %w", container.ErrProgram, fs.ErrNotExist)
 	case "forbidden":
-		return fmt.Errorf("%w: %w", container.ErrProgram, fs.ErrPermission)
+		return fmt.Errorf("%w: %w", container.ErrProgram, syscall.EACCES)
+	case "too-capable":
+		return fmt.Errorf("%w: %w", container.ErrProgram, syscall.EPERM)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

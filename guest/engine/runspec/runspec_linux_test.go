@@ -229,7 +229,7 @@ func TestBuildModes(t *testing.T) {
 	if got := strings.Join(s.Process.Args, " "); got != "/sbin/docker-init -- x" {
 		t.Errorf("args %s", got)
 	}
-	if c := s.Process.Capabilities; len(c.Effective) > 0 || len(c.Bounding) == 0 || s.Process.User.UID != 33 {
+	if c := s.Process.Capabilities; len(c.Bounding) == 0 || !slices.Equal(c.Effective, c.Bounding) || !slices.Equal(c.Permitted, c.Bounding) || s.Process.User.UID != 33 {
 		t.Errorf("a user's capabilities: %+v", c)
 	}
 }

@@ -101,13 +101,15 @@ func Process(rootfs string, cfg *container.Config, hc *container.HostConfig, use
 	if err != nil {
 		return nil, err
 	}
+	// Another user than root loses the permitted ones when the program is executed;
+	// with no_new_privs a program's file gives only what the process had till then.
 	p := &specs.Process{
 		Terminal:        cfg.Tty,
 		User:            who,
 		Env:             Env(cfg, home),
 		Cwd:             "/",
 		NoNewPrivileges: security.NoNewPrivileges,
-		Capabilities:    capSets(caps, who.UID),
+		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Effective: caps},
 	}
 	if cfg.WorkingDir != "" {
 		p.Cwd = path.Clean("/" + cfg.WorkingDir)
@@ -138,16 +140,6 @@ func rlimits(hc *container.HostConfig) []specs.POSIXRlimit {
 		}
 	}
 	return limits
-}
-
-// capSets gives root all it may have at once; another user has only the bounding
-// set, from which file capabilities and setuid programs draw.
-func capSets(caps []string, uid uint32) *specs.LinuxCapabilities {
-	sets := &specs.LinuxCapabilities{Bounding: caps}
-	if uid == 0 {
-		sets.Permitted, sets.Effective = caps, caps
-	}
-	return sets
 }
 
 // Env returns a process's environment: docker's defaults, and what the config
