@@ -96,6 +96,9 @@ func (s *Store) pushOne(ctx context.Context, named reference.NamedTagged, opts P
 	if err := p.tree(ctx, target); err != nil {
 		return Pushed{}, err
 	}
+	if err := p.remember(ctx); err != nil {
+		s.log.Warn("cannot note where an image was pushed to", "image", named.String(), "error", err)
+	}
 	report.line(Progress{Status: fmt.Sprintf("%s: digest: %s size: %d", named.Tag(), target.Digest, target.Size)})
 	return Pushed{Tag: named.Tag(), Digest: target.Digest, Size: target.Size}, nil
 }
@@ -133,6 +136,7 @@ type push struct {
 	tracker docker.StatusTracker
 	report  *reporter
 	named   reference.Named
+	sent    []ocispec.Descriptor // by tree
 }
 
 // tree sends what desc refers to, then desc itself: a registry takes a manifest
@@ -175,6 +179,22 @@ func (p *push) tree(ctx context.Context, desc ocispec.Descriptor) error {
 	}
 	for i := len(manifests) - 1; i >= 0; i-- { // parents come first in the list
 		if err := p.blob(ctx, manifests[i]); err != nil {
+			return err
+		}
+	}
+	p.sent = append(blobs, manifests...)
+	return nil
+}
+
+// remember notes of what was sent in which repository the registry has it: a push to
+// another one mounts it from there.
+func (p *push) remember(ctx context.Context) error {
+	source, err := docker.AppendDistributionSourceLabel(p.store.content, p.named.String())
+	if err != nil {
+		return err
+	}
+	for _, d := range p.sent {
+		if _, err := source(ctx, d); err != nil {
 			return err
 		}
 	}

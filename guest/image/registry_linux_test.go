@@ -57,6 +57,15 @@ func TestPushPull(t *testing.T) {
 		t.Errorf("second push: %v, %v", err, progress.lines)
 	}
 
+	// What was pushed is mounted from there.
+	if _, err := s.Tag(t.Context(), ref, reg.addr+"/second:v1"); err != nil {
+		t.Fatal(err)
+	}
+	progress = recorder{}
+	if _, err := s.Push(t.Context(), reg.addr+"/second:v1", PushOptions{Progress: progress.add}); err != nil || !progress.has("Mounted from "+reg.addr+"/some/thing") {
+		t.Errorf("push of what was pushed elsewhere: %v, %v", err, progress.lines)
+	}
+
 	other := open(t)
 	progress = recorder{}
 	images, err := other.Pull(t.Context(), ref, PullOptions{Progress: progress.add})
