@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -259,7 +260,8 @@ func hostLoopback(cfg config, w wire.Welcome) *hostdial.Dialer {
 
 func imageOptions(cfg config, w wire.Welcome) image.Options {
 	dialer := hostLoopback(cfg, w)
-	o := image.Options{Root: filepath.Join(cfg.root, "images"), Log: cfg.log, Dial: dialer.DialContext}
+	o := image.Options{Root: filepath.Join(cfg.root, "images"), Log: cfg.log, Dial: dialer.DialContext,
+		UserAgent: fmt.Sprintf("berth/%s go/%s kernel/%s os/linux arch/%s", w.Machine.Version, runtime.Version(), kernel(), runtime.GOARCH)}
 	if cfg.native {
 		o.Dial = nil
 	}

@@ -205,7 +205,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Api-Version", MaxVersion)
 	h.Set("Docker-Experimental", "false")
 	h.Set("Ostype", "linux")
-	c := &call{Request: r, s: s, w: w}
+	c := &call{Request: r.WithContext(images.OnBehalf(r.Context(), r.UserAgent())), s: s, w: w}
 	defer func() {
 		p := recover()
 		switch {

@@ -103,7 +103,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}
 	s.registry, err = registry.New(registry.Options{
 		Dial: opts.Dial, Insecure: opts.InsecureRegistries, Roots: opts.Roots, Proxy: opts.Proxy,
-		Stall: opts.StallTimeout, Retries: opts.Retries,
+		Stall: opts.StallTimeout, Retries: opts.Retries, UserAgent: opts.UserAgent,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)

@@ -43,6 +43,8 @@ type Options struct {
 	// Retries is how often a request that failed for a passing reason is
 	// repeated; zero means 4, negative never.
 	Retries int
+	// UserAgent is what registries are told asks: "berth/1.0".
+	UserAgent string
 }
 
 // Auth is how a registry is told who asks: what docker's X-Registry-Auth holds.

@@ -26,6 +26,7 @@ import (
 	"github.com/berthvm/berth/guest/engine"
 	"github.com/berthvm/berth/guest/engine/filter"
 	"github.com/berthvm/berth/guest/image"
+	imageregistry "github.com/berthvm/berth/guest/image/registry"
 )
 
 // Service is the images of one engine. It is safe for concurrent use.
@@ -106,6 +107,12 @@ func (s *Service) users(ctx context.Context) (func(digest.Digest) []image.User, 
 		}
 		return users
 	}, nil
+}
+
+// OnBehalf returns a context in which registries are told for which client, by its
+// User-Agent, the engine asks.
+func OnBehalf(ctx context.Context, client string) context.Context {
+	return imageregistry.OnBehalf(ctx, client)
 }
 
 // Auth is how a registry is told who asks.

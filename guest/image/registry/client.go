@@ -37,6 +37,8 @@ type Options struct {
 	// Backoff is the pause before the first repetition; each later one is twice
 	// as long, to at most maxBackoff. Zero means 250 ms.
 	Backoff time.Duration
+	// UserAgent is what requests call their sender; empty means "berth".
+	UserAgent string
 }
 
 // Auth is how a registry is told who asks.
@@ -70,6 +72,9 @@ func New(opts Options) (*Client, error) {
 	}
 	if opts.Backoff <= 0 {
 		opts.Backoff = 250 * time.Millisecond
+	}
+	if opts.UserAgent == "" {
+		opts.UserAgent = "berth"
 	}
 	if opts.Dial == nil {
 		opts.Dial = (&net.Dialer{Timeout: 15 * time.Second}).DialContext
@@ -108,6 +113,7 @@ func (c *Client) client(config *tls.Config) *http.Client {
 			ExpectContinueTimeout: 2 * time.Second,
 			DisableCompression:    true,
 		},
+		agent: c.agent,
 	}}
 }
 
@@ -145,7 +151,7 @@ func (c *Client) Resolver(ctx context.Context, auth Auth, tracker docker.StatusT
 	known := map[string][]docker.RegistryHost{} // a resolver asks one host, one after the other
 	return docker.NewResolver(docker.ResolverOptions{
 		Tracker: tracker,
-		Headers: http.Header{"User-Agent": {"berth"}},
+		Headers: http.Header{"User-Agent": {c.agent(ctx)}},
 		Hosts: func(host string) ([]docker.RegistryHost, error) {
 			if hosts, ok := known[host]; ok {
 				return hosts, nil
@@ -178,7 +184,7 @@ func (c *Client) registryHosts(ctx context.Context, host string, auth Auth) ([]d
 	if err != nil {
 		return nil, err
 	}
-	rh.Authorizer = newAuthorizer(rh.Client, rh.Host, auth)
+	rh.Authorizer = newAuthorizer(rh.Client, rh.Host, auth, c.agent(ctx))
 	return []docker.RegistryHost{rh}, nil
 }
 
@@ -213,6 +219,7 @@ func (c *Client) plainHTTP(ctx context.Context, host string) (bool, error) {
 	if err != nil {
 		return false, say(errdefs.ErrInvalidArgument, "registry %q: %w", host, err)
 	}
+	req.Header.Set("User-Agent", c.agent(ctx))
 	resp, err := c.insecure.Transport.(*transport).base.RoundTrip(req)
 	if err == nil {
 		return false, resp.Body.Close()
@@ -234,12 +241,13 @@ func (c *Client) plainHTTP(ctx context.Context, host string) (bool, error) {
 }
 
 // newAuthorizer returns an authorizer that gives auth to host and nobody else.
-func newAuthorizer(client *http.Client, host string, auth Auth) docker.Authorizer {
+func newAuthorizer(client *http.Client, host string, auth Auth, agent string) docker.Authorizer {
 	if auth.RegistryToken != "" {
 		return bearer{host: host, token: auth.RegistryToken}
 	}
 	return docker.NewDockerAuthorizer(
 		docker.WithAuthClient(client),
+		docker.WithAuthHeader(http.Header{"User-Agent": {agent}}),
 		docker.WithAuthCreds(func(asking string) (string, string, error) {
 			switch {
 			case asking != host:

@@ -53,6 +53,50 @@ func TestInsecure(t *testing.T) {
 	}
 }
 
+// TestUserAgent: a registry is told who asks, at every request.
+func TestUserAgent(t *testing.T) {
+	var asked []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.UserAgent())
+		w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="x"`)
+		switch r.URL.Path {
+		case "/token":
+			io.WriteString(w, `{"token":"t"}`)
+		default:
+			if r.Header.Get("Authorization") == "" {
+				w.WriteHeader(http.StatusUnauthorized)
+			} else {
+				w.WriteHeader(http.StatusNotFound)
+			}
+		}
+	}))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	c := newClient(t, Options{UserAgent: "berth/1"})
+	for client, want := range map[string]string{
+		"":                              "berth/1",
+		"Docker-Client/29 (linux)":      `berth/1 UpstreamClient(Docker-Client/29 \(linux\))`,
+		"a;b\\c\r\nEvil: yes\x80\u00fc": `berth/1 UpstreamClient(a\;b\\cEvil: yes)`,
+	} {
+		asked = nil
+		ctx := OnBehalf(t.Context(), client)
+		if _, _, err := c.Resolver(ctx, Auth{}, nil).Resolve(ctx, host+"/x:1"); err == nil {
+			t.Error("no error")
+		}
+		if err := c.Login(ctx, host, Auth{Username: "u", Password: "p"}); err == nil {
+			t.Error("no error of login")
+		}
+		if len(asked) < 5 {
+			t.Errorf("asked %d times", len(asked))
+		}
+		for _, got := range asked {
+			if got != want {
+				t.Errorf("for %q: %q, want %q", client, got, want)
+			}
+		}
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	for value, want := range map[string]time.Duration{

@@ -68,7 +68,6 @@ func search(ctx context.Context, client *http.Client, at string, auth Auth) ([]F
 	if err != nil {
 		return nil, say(errdefs.ErrInvalidArgument, "error building request: %w", err)
 	}
-	req.Header.Set("User-Agent", "berth")
 	if auth.Username != "" {
 		req.SetBasicAuth(auth.Username, auth.Password)
 	}

@@ -50,6 +50,7 @@ func (e *StatusError) Unwrap() error { return errdefs.ErrUnavailable }
 // transport repeats requests that failed for a passing reason and breaks off
 // those in which nothing moves.
 type transport struct {
+	agent   func(context.Context) string // of requests without a User-Agent
 	base    *http.Transport
 	stall   time.Duration
 	retries int
@@ -161,6 +162,10 @@ func (t *transport) once(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	watch := &watch{stall: t.stall, cancel: cancel}
 	inner := req.WithContext(ctx)
+	if req.Header.Get("User-Agent") == "" {
+		inner.Header = req.Header.Clone()
+		inner.Header.Set("User-Agent", t.agent(ctx))
+	}
 	if req.Body != nil && req.Body != http.NoBody {
 		inner.Body = &upload{ReadCloser: req.Body, watch: watch}
 	}
