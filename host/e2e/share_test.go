@@ -260,12 +260,13 @@ func TestShareDockerSocket(t *testing.T) {
 	}
 }
 
-// TestShareNull: /dev/null hides a file of a container, as everywhere.
+// TestShareNull: /dev/null hides a file of a container, as everywhere, and the container
+// cannot close it to others.
 func TestShareNull(t *testing.T) {
 	h := machine(t)
 	for _, mount := range [][]string{{"-v", "/dev/null:/etc/passwd"}, {"--mount", "type=bind,src=/dev/null,dst=/etc/passwd"}} {
-		args := append(append([]string{"run", "--rm"}, mount...), "hello", "sh", "-c", "echo x >/etc/passwd; cat /etc/passwd; stat -c %F /etc/passwd")
-		if got := h.docker().ok(t, args...); got != "character special file" {
+		args := append(append([]string{"run", "--rm"}, mount...), "hello", "sh", "-c", "chmod 0 /etc/passwd 2>/dev/null; echo x >/etc/passwd; cat /etc/passwd; stat -c '%F %a' /etc/passwd")
+		if got := h.docker().ok(t, args...); got != "character special file 666" {
 			t.Errorf("%q: %q", mount, got)
 		}
 	}
