@@ -850,11 +850,15 @@ func TestAncestor(t *testing.T) {
 	}
 }
 
-// TestLogPath: the files of one driver only are for others to read.
+// TestLogPath: the files of one driver only are for others to read, once there are any.
 func TestLogPath(t *testing.T) {
 	e := enginetest.New(t).Engine()
 	for driver, shown := range map[string]bool{"json-file": true, "local": false, "none": false} {
 		id := create(t, e, driver, &apicontainer.HostConfig{LogConfig: apicontainer.LogConfig{Type: driver}}, "echo", "x")
+		if info, err := e.Inspect(ctx, id, false); err != nil || info.LogPath != "" {
+			t.Errorf("%s, not started: %+v, %v", driver, info.LogPath, err)
+		}
+		start(t, e, id)
 		if info, err := e.Inspect(ctx, id, false); err != nil || (info.LogPath != "") != shown {
 			t.Errorf("%s: %+v, %v", driver, info.LogPath, err)
 		}
@@ -868,14 +872,17 @@ func TestNonBlockingLog(t *testing.T) {
 	id := create(t, e, "chatty", &apicontainer.HostConfig{LogConfig: apicontainer.LogConfig{Type: "json-file",
 		Config: map[string]string{"mode": "non-blocking", "max-buffer-size": "100k"}}},
 		"echo", strings.Repeat("x", much), strings.Repeat("y", much), strings.Repeat("z", much), "end")
-	info, err := e.Inspect(ctx, id, false)
+	other := create(t, e, "other", nil, "echo", "x")
+	start(t, e, other)
+	info, err := e.Inspect(ctx, other, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mkfifo(info.LogPath, 0o600); err != nil {
+	path := strings.ReplaceAll(info.LogPath, other, id)
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log, err := os.OpenFile(info.LogPath, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	log, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

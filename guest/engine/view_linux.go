@@ -52,7 +52,8 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (*apiconta
 	if r.Args == nil {
 		r.Args = []string{}
 	}
-	if c.log != nil && c.rec.HostConfig.LogConfig.Type != "local" { // whose files are nobody's to read
+	// The files of the driver local are nobody's to read.
+	if c.log != nil && rec.HostConfig.LogConfig.Type != "local" && !rec.State.StartedAt.IsZero() {
 		r.LogPath = c.log.Path()
 	}
 	if size {
