@@ -82,6 +82,7 @@ func TestMessages(t *testing.T) {
 		{"POST /containers/up/resize?h=-1&w=1", "", 400, `invalid resize height "-1": value out of range`},
 		{"POST /containers/up/resize?h=1", "", 400, `invalid resize width "": invalid syntax`},
 		{"POST /containers/frozen/attach?stream=1", "", 409, "container frozen is paused, unpause the container before attach"},
+		{"GET /containers/up/top?ps_args=-z", "", 500, `ps: unsupported option "-z": Berth knows -ef, aux, -o with columns and --sort`},
 		{"POST /containers/up/attach?detachKeys=ctrl-A,a", "", 400, "Invalid detach keys (ctrl-A,a) provided"},
 		{"POST /containers/up/exec", `{}`, 400, "No exec command specified"},
 		{"POST /containers/up/exec", `{"Cmd":["a"],"User":"nobody-here"}`, 400, "unable to find user nobody-here: no matching entries in passwd file"},

@@ -174,7 +174,7 @@ func (e *Engine) Top(ctx context.Context, name, args string) (*apicontainer.TopR
 	}
 	c.event(events.ActionTop)
 	c.mu.Unlock()
-	columns, err := proctable.Columns(args)
+	table, err := proctable.Parse(args)
 	if err != nil {
 		return nil, err
 	}
@@ -183,10 +183,7 @@ func (e *Engine) Top(ctx context.Context, name, args string) (*apicontainer.TopR
 		return nil, fmt.Errorf("list the processes of %s: %w", name, err)
 	}
 	slices.Sort(pids)
-	out := &apicontainer.TopResponse{}
-	for _, c := range columns {
-		out.Titles = append(out.Titles, c.Title)
-	}
-	out.Processes, err = proctable.Rows(columns, pids)
+	out := &apicontainer.TopResponse{Titles: table.Titles()}
+	out.Processes, err = table.Rows(pids)
 	return out, err
 }

@@ -2,6 +2,7 @@ package proctable
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -28,15 +29,14 @@ type process struct {
 	command        string
 }
 
-// Column is one column of a table.
-type Column struct {
-	Title string
-
+// column is one column of a table.
+type column struct {
+	title string
 	name  string
 	value func(process) string
 }
 
-var columns = []Column{
+var columns = []column{
 	{"UID", "uid", func(p process) string { return userName(p.uid) }},
 	{"PID", "pid", func(p process) string { return strconv.Itoa(p.pid) }},
 	{"PPID", "ppid", func(p process) string { return strconv.Itoa(p.ppid) }},
@@ -101,18 +101,46 @@ func elapsed(d time.Duration) string {
 	return text
 }
 
-// Columns reads ps's arguments: "-ef", docker's default, "aux", and the names of
-// columns ("-o pid,comm"). Errors are errdefs.ErrInvalidArgument.
-func Columns(args string) ([]Column, error) {
+// Table is what Parse made of ps's arguments.
+type Table struct {
+	columns []column
+	order   []key
+}
+
+// key is a column by which rows are sorted.
+type key struct {
+	column
+	descending bool
+}
+
+// Parse reads ps's arguments: "-ef", docker's default, "aux", the names of columns
+// ("-o pid,comm"), and those that rows are sorted by ("--sort=-rss,pid"). What it does
+// not know is, as docker has it, no more the client's fault than the engine's:
+// errdefs.ErrInternal.
+func Parse(args string) (Table, error) {
+	var t Table
 	var names []string
 	fields := strings.Fields(args)
 	for i := 0; i < len(fields); i++ {
 		f := fields[i]
 		switch {
 		case f == "-ef", f == "-e", f == "-f", f == "ef", f == "-A":
-		case f == "-x" || f == "-a" || f == "-w" || f == "-ww" || f == "ww": // all of a container's processes are shown anyway
-		case f == "aux", f == "-aux", f == "auxww":
+		case f == "-x" || f == "-a" || f == "-w" || f == "-ww" || f == "ww" || f == "ax" || f == "-ax": // all of a container's processes are shown anyway
+		case f == "aux", f == "-aux", f == "auxww", f == "axu":
 			names = []string{"user", "pid", "%cpu", "%mem", "vsz", "rss", "tty", "stat", "start", "time", "command"}
+		case (f == "--sort" || f == "k") && i+1 < len(fields), strings.HasPrefix(f, "--sort="):
+			_, list, ok := strings.Cut(f, "=")
+			if !ok {
+				i++
+				list = fields[i]
+			}
+			for name := range strings.SplitSeq(list, ",") {
+				col, err := columnNamed(strings.TrimLeft(name, "+-"))
+				if err != nil {
+					return t, err
+				}
+				t.order = append(t.order, key{col, strings.HasPrefix(name, "-")})
+			}
 		case (f == "-o" || f == "-eo" || f == "o") && i+1 < len(fields):
 			i++
 			names = append(names, strings.Split(fields[i], ",")...)
@@ -120,29 +148,55 @@ func Columns(args string) ([]Column, error) {
 			_, list, _ := strings.Cut(f, "o")
 			names = append(names, strings.Split(list, ",")...)
 		default:
-			return nil, invalid("ps: unsupported option %q: Berth knows -ef, aux and -o with columns", f)
+			return t, failed("ps: unsupported option %q: Berth knows -ef, aux, -o with columns and --sort", f)
 		}
 	}
 	if names == nil {
-		return columns[:8], nil
+		t.columns = columns[:8]
+		return t, nil
 	}
-	var out []Column
 	for _, name := range names {
 		name, title, renamed := strings.Cut(name, "=")
-		i := slices.IndexFunc(columns, func(c Column) bool { return c.name == strings.ToLower(name) })
-		if i < 0 {
-			return nil, invalid("ps: unknown column %q", name)
+		col, err := columnNamed(name)
+		if err != nil {
+			return t, err
 		}
-		col := columns[i]
 		if renamed && title != "" {
-			col.Title = title
+			col.title = title
 		}
-		out = append(out, col)
+		t.columns = append(t.columns, col)
 	}
-	if !slices.ContainsFunc(out, func(c Column) bool { return c.name == "pid" }) {
-		return nil, invalid("Couldn't find PID field in ps output")
+	if !slices.ContainsFunc(t.columns, func(c column) bool { return c.name == "pid" }) {
+		return t, failed("Couldn't find PID field in ps output")
 	}
-	return out, nil
+	return t, nil
+}
+
+func columnNamed(name string) (column, error) {
+	i := slices.IndexFunc(columns, func(c column) bool { return c.name == strings.ToLower(name) })
+	if i < 0 {
+		return column{}, failed("ps: unknown column %q", name)
+	}
+	return columns[i], nil
+}
+
+// compare orders processes by the column.
+func (c column) compare(a, b process) int {
+	switch c.name {
+	case "stime", "start", "lstart":
+		return a.start.Compare(b.start)
+	case "etime", "etimes":
+		return b.start.Compare(a.start)
+	case "time":
+		return cmp.Compare(a.cpu, b.cpu)
+	}
+	x, y := c.value(a), c.value(b)
+	if m, err := strconv.ParseFloat(x, 64); err == nil {
+		if n, err := strconv.ParseFloat(y, 64); err == nil {
+			return cmp.Compare(m, n)
+		}
+	}
+	return cmp.Compare(x, y)
 }
 
 func userName(uid int) string {
@@ -152,9 +206,18 @@ func userName(uid int) string {
 	return strconv.Itoa(uid)
 }
 
+// Titles are the columns' names.
+func (t Table) Titles() []string {
+	var titles []string
+	for _, c := range t.columns {
+		titles = append(titles, c.title)
+	}
+	return titles
+}
+
 // Rows describes those of the processes that still exist.
-func Rows(columns []Column, pids []int) ([][]string, error) {
-	rows := [][]string{}
+func (t Table) Rows(pids []int) ([][]string, error) {
+	var list []process
 	for _, pid := range pids {
 		p, err := readProcess(pid)
 		if errors.Is(err, os.ErrNotExist) {
@@ -163,8 +226,13 @@ func Rows(columns []Column, pids []int) ([][]string, error) {
 		if err != nil {
 			return nil, err
 		}
+		list = append(list, p)
+	}
+	t.sort(list)
+	rows := [][]string{}
+	for _, p := range list {
 		var row []string
-		for _, c := range columns {
+		for _, c := range t.columns {
 			row = append(row, c.value(p))
 		}
 		rows = append(rows, row)
@@ -172,8 +240,21 @@ func Rows(columns []Column, pids []int) ([][]string, error) {
 	return rows, nil
 }
 
-func invalid(format string, args ...any) error {
-	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+func (t Table) sort(list []process) {
+	slices.SortStableFunc(list, func(a, b process) int {
+		for _, k := range t.order {
+			if n := k.compare(a, b); n != 0 && k.descending {
+				return -n
+			} else if n != 0 {
+				return n
+			}
+		}
+		return 0
+	})
+}
+
+func failed(format string, args ...any) error {
+	return errdefs.ErrInternal.WithMessage(fmt.Sprintf(format, args...))
 }
 
 func readProcess(pid int) (process, error) {

@@ -2,6 +2,7 @@ package proctable
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,26 +16,53 @@ func TestRows(t *testing.T) {
 		"-o pid,comm": "PID COMMAND", "-eo pid=NUMBER,args": "NUMBER COMMAND", "-opid": "PID", "aux": "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND",
 		"-eo pid,etime,nlwp,pcpu,s": "PID ELAPSED NLWP %CPU S",
 	} {
-		cols, err := Columns(args)
+		table, err := Parse(args)
 		if err != nil {
 			t.Errorf("%q: %v", args, err)
 			continue
 		}
-		var got []string
-		for _, c := range cols {
-			got = append(got, c.Title)
-		}
+		got := table.Titles()
 		if strings.Join(got, " ") != titles {
 			t.Errorf("%q: %q", args, got)
 		}
-		rows, err := Rows(cols, []int{os.Getpid(), 1 << 30})
-		if err != nil || len(rows) != 1 || len(rows[0]) != len(cols) {
+		rows, err := table.Rows([]int{os.Getpid(), 1 << 30})
+		if err != nil || len(rows) != 1 || len(rows[0]) != len(got) {
 			t.Errorf("%q: %q, %v", args, rows, err)
 		}
 	}
-	for _, args := range []string{"-z", "-o nope", "-o comm", "-o", "; rm"} {
-		if _, err := Columns(args); !errdefs.IsInvalidArgument(err) {
+	for _, args := range []string{"-z", "-o nope", "-o comm", "-o", "; rm", "--sort", "--sort=nope", "--sort="} {
+		if _, err := Parse(args); !errdefs.IsInternal(err) {
 			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+func TestSort(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                        "9 10 8",
+		"aux --sort=pid":          "8 9 10",
+		"aux --sort -rss":         "10 8 9",
+		"aux --sort=comm,-pid":    "10 8 9",
+		"-ef --sort=+ppid,-start": "8 10 9",
+		"aux k -etime":            "9 8 10",
+	} {
+		table, err := Parse(args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		list := []process{
+			{pid: 9, ppid: 1, rss: 9 << 10, comm: "b", start: now.Add(-time.Hour)},
+			{pid: 10, ppid: 1, rss: 100 << 10, comm: "a", start: now},
+			{pid: 8, ppid: 0, rss: 10 << 10, comm: "a", start: now.Add(-time.Minute)},
+		}
+		table.sort(list)
+		var got []string
+		for _, p := range list {
+			got = append(got, strconv.Itoa(p.pid))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q: %q, want %s", args, got, want)
 		}
 	}
 }
@@ -47,10 +75,10 @@ func TestElapsed(t *testing.T) {
 	}
 }
 
-func FuzzColumns(f *testing.F) {
-	f.Add("-eo pid=X,args")
+func FuzzParse(f *testing.F) {
+	f.Add("-eo pid=X,args --sort=-rss,pid")
 	f.Fuzz(func(t *testing.T, args string) {
-		if cols, err := Columns(args); err == nil && len(cols) == 0 {
+		if table, err := Parse(args); err == nil && len(table.Titles()) == 0 {
 			t.Error("no columns")
 		}
 	})
