@@ -380,6 +380,10 @@ func checkSubnets(cfg Config) error {
 	return invalid("invalid network config:\n* %s", strings.Join(wrong, "\n* "))
 }
 
+// linkLocal is the prefix from which the kernel gives interfaces addresses. A network
+// may have it, or another of fe80::/10.
+var linkLocal = netip.MustParsePrefix("fe80::/64")
+
 // problems lists what is wrong with a subnet.
 func (s Subnet) problems() []string {
 	var wrong []string
@@ -394,8 +398,10 @@ func (s Subnet) problems() []string {
 	case p.Addr().IsUnspecified():
 	case p.Addr().BitLen()-p.Bits() < 1:
 		say("invalid subnet %s: it is too small", p)
-	case p.Addr().IsMulticast(), p.Addr().IsLoopback(), p.Addr().IsLinkLocalUnicast():
+	case p.Addr().IsMulticast(), p.Addr().IsLoopback(), p.Addr().Is4() && p.Addr().IsLinkLocalUnicast():
 		say("invalid subnet %s: it cannot be used for containers", p)
+	case p != linkLocal && p.Overlaps(linkLocal):
+		say("invalid subnet %s: it clashes with the link-local prefix %s", p, linkLocal)
 	}
 	if r := s.Range; r.IsValid() {
 		switch {

@@ -713,6 +713,26 @@ func TestIPv6(t *testing.T) {
 	})
 }
 
+// TestLinkLocal: a network's subnet may be link-local, the kernel's own or another.
+func TestLinkLocal(t *testing.T) {
+	m := newMachine(t)
+	for name, subnet := range map[string]string{"own": "fe80::/64", "other": "fe80:1234::/64"} {
+		p := netip.MustParsePrefix(subnet)
+		_, err := m.Create(ctx, Config{Name: name, IPv6: true, Subnets: []Subnet{{Subnet: p, Gateway: p.Addr().Next()}}})
+		m.must(err)
+		a, b := m.container(name+"-a"), m.container(name+"-b", name)
+		ep := a.attach(AttachRequest{Network: name})
+		if !p.Contains(ep.IPv6.Addr()) {
+			t.Errorf("%s: %s", subnet, ep.IPv6)
+		}
+		serve(t, a.ns, 80)
+		to := net.JoinHostPort(ep.IPv6.Addr().WithZone("eth0").String(), "80")
+		if _, err := dial(b.ns, "tcp", to); err != nil {
+			t.Errorf("%s: container to container: %v", subnet, err)
+		}
+	}
+}
+
 func TestPublish(t *testing.T) { testPublish(t, "0") }
 
 // A container may have loaded br_netfilter, which sends bridged packets through
@@ -935,6 +955,9 @@ func TestCreateRefuses(t *testing.T) {
 		{Config{Name: "x", Subnets: sub("127.0.0.0/8")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: sub("224.0.0.0/8")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", IPv6: true, Subnets: sub("ff00::/64")}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", IPv6: true, Subnets: sub("fe80::/80")}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", IPv6: true, Subnets: sub("fe80::/32")}, errdefs.IsInvalidArgument},
+		{Config{Name: "x", Subnets: sub("169.254.0.0/16")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: sub("0.0.0.0/8")}, errdefs.IsInvalidArgument},
 		{Config{Name: "x", Subnets: append(sub("10.0.0.0/24"), sub("10.0.0.128/25")...)}, errdefs.IsPermissionDenied},
 		{Config{Name: "x", Subnets: []Subnet{{Gateway: addr("10.0.0.1")}}}, errdefs.IsInvalidArgument},
