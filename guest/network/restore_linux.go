@@ -22,7 +22,7 @@ func (m *Manager) Restore(ctx context.Context, keep func(containerID string) boo
 	m.mu.Lock()
 	var lost []*sandbox
 	for id, sb := range m.sandboxes {
-		if !keep(id) || (sb.netns != "" && !exists(sb.netns)) {
+		if !keep(id) || (sb.netns != "" && !link.Pinned(sb.netns)) {
 			lost = append(lost, sb)
 			delete(m.sandboxes, id)
 		}
@@ -87,11 +87,6 @@ func (m *Manager) finishDetaching() error {
 		m.unlock(sb)
 	}
 	return errors.Join(errs...)
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // sweepRecords removes the records of containers that are not there, the

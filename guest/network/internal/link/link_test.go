@@ -3,6 +3,7 @@
 package link
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -120,6 +121,17 @@ func TestPin(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Error("the file is left")
+	}
+}
+
+// TestOpenHalfUnpinned: a crash may come between Unpin's two steps.
+func TestOpenHalfUnpinned(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ns")
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenNS(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
 	}
 }
 

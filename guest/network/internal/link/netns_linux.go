@@ -61,11 +61,17 @@ func setUp() error {
 // loopbackIndex is lo's in every namespace.
 const loopbackIndex = 1
 
-// OpenNS opens a namespace by its path.
+// OpenNS opens a namespace by its path. What is left at the path of a namespace that was
+// half unpinned is none: the error is os.ErrNotExist, as where there is nothing.
 func OpenNS(path string) (*NS, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
+		f.Close()
+		return nil, &os.PathError{Op: "open", Path: path, Err: os.ErrNotExist}
 	}
 	return &NS{f}, nil
 }
