@@ -561,10 +561,15 @@ func (c *Container) carry(r *run, from ...source) bool {
 		}
 		return ok
 	}
-	ok := true
-	var feeding sync.WaitGroup // the ring
+	var feeding sync.WaitGroup // the ring, which runs before anything is read for it
+	feeding.Add(1)
+	defer feeding.Done()
+	ok := ring == nil || spawn(func() error {
+		go func() { feeding.Wait(); ring.Close() }()
+		return ring.Run()
+	})
 	for _, src := range from {
-		if src.file == nil {
+		if src.file == nil || !ok {
 			continue
 		}
 		r.pipes = append(r.pipes, src.file)
@@ -578,13 +583,7 @@ func (c *Container) carry(r *run, from ...source) bool {
 			ok = false
 		}
 	}
-	if ring == nil {
-		return ok
-	}
-	return spawn(func() error {
-		go func() { feeding.Wait(); ring.Close() }()
-		return ring.Run()
-	}) && ok
+	return ok
 }
 
 // takeLog is what takes the container's output, nil for nothing: its log, or a ring
