@@ -61,6 +61,7 @@ func (r *room) begin(ctx context.Context) (end func()) {
 	select {
 	case <-made:
 	case <-time.After(beginTime):
+	case <-ctx.Done():
 	}
 	return func() {
 		cancel()
