@@ -47,7 +47,10 @@ func main() {
 	nameBuildx()
 	otel.SetErrorHandler(dockerdebug.OTELErrorHandler)
 	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe")
-	err := run(name, os.Args[1:])
+	err := nameRemote()
+	if err == nil {
+		err = run(name, os.Args[1:])
+	}
 	prefix := "ERROR: "
 	if len(os.Args) > 1 && os.Args[1] == "compose" {
 		prefix = ""

@@ -9,11 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/docker/buildx/driver"
 	"github.com/docker/buildx/util/cobrautil"
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli-plugins/metadata"
 	"github.com/docker/cli/cli/command"
+	"github.com/moby/buildkit/client"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -109,5 +112,24 @@ func TestLink(t *testing.T) {
 	}
 	if err := link(filepath.Join(dir, "missing"), plugins); err == nil {
 		t.Error("a missing program was linked")
+	}
+}
+
+// TestRemoteUnreachable: it is said which builder could not be reached.
+func TestRemoteUnreachable(t *testing.T) {
+	f, err := driver.GetFactory("remote", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const address = "tcp://127.0.0.1:1"
+	d, err := remoteFactory{f}.New(t.Context(), driver.InitConfig{EndpointAddr: address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err = d.Bootstrap(ctx, func(*client.SolveStatus) {})
+	if err == nil || !strings.Contains(err.Error(), "cannot reach the builder at "+address) {
+		t.Error(err)
 	}
 }
