@@ -228,16 +228,17 @@ func (p *push) blob(ctx context.Context, desc ocispec.Descriptor) error {
 	}
 	done, statusErr := p.tracker.GetStatus(remotes.MakeRefKey(ctx, desc))
 	if statusErr == nil && done.MountedFrom != "" {
-		status("Mounted from "+familiar(done.MountedFrom), 0, 0)
+		status("Mounted from "+inRegistry(done.MountedFrom), 0, 0)
 	} else {
 		status("Layer already exists", 0, 0)
 	}
 	return nil
 }
 
-func familiar(repository string) string {
+// inRegistry is a repository's name without its registry, which is the push's own.
+func inRegistry(repository string) string {
 	if named, err := reference.ParseNormalizedNamed(repository); err == nil {
-		return reference.FamiliarName(named)
+		return reference.Path(named)
 	}
 	return repository
 }
