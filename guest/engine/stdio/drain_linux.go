@@ -200,21 +200,27 @@ func (t *teeing) look(seen int) (data []byte, full, end bool, err error) {
 	failed := false
 	err = t.raw.Read(func(fd uintptr) bool {
 		var ok bool
-		data, ok = t.peek(int(fd))
-		if !ok {
+		if data, ok = t.peek(int(fd)); !ok {
 			failed = true
 			return true
 		}
 		if len(data) > seen {
 			return true
 		}
+		// First whether there is a writer, then what is left: one may print and go
+		// between any two of these looks.
+		end = hungUp(int(fd))
 		left, _ := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		if left > len(data) { // they lie in more pieces than a scratch pipe holds
-			full = true
+		if left <= len(data) {
+			return end
+		}
+		end = false
+		if data, ok = t.peek(int(fd)); !ok {
+			failed = true
 			return true
 		}
-		end = hungUp(int(fd)) && left == len(data)
-		return end
+		full = len(data) == seen // it has not come since: it lies in more pieces than a scratch pipe holds
+		return len(data) >= seen
 	})
 	if failed {
 		err = errNoPipe

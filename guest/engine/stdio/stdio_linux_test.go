@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -172,6 +173,26 @@ func TestDrainFullPipe(t *testing.T) {
 
 // TestUnloggedStaysInPipe: what is not logged yet must still be in the pipe, so
 // that an engine that takes over finds it.
+// TestDrainLastWords: a process may print and end between any two looks at its pipe.
+func TestDrainLastWords(t *testing.T) {
+	for i := range 20000 {
+		r, w := pipe(t)
+		log, done := &memLog{}, make(chan error, 1)
+		go func() { done <- Drain(NewSet(), Stdout, r, false, log) }()
+		for range i % 64 { // while the drain gets to its first look
+			runtime.Gosched()
+		}
+		if _, err := w.WriteString("last\n"); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		if err := <-done; err != nil || len(log.got) != 1 {
+			t.Fatalf("round %d: %v, %d entries", i, err, len(log.got))
+		}
+		r.Close()
+	}
+}
+
 func TestUnloggedStaysInPipe(t *testing.T) {
 	r, w := pipe(t)
 	defer w.Close()
