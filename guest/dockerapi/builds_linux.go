@@ -36,7 +36,6 @@ func (s *Server) builds() {
 	s.handle("POST", "/grpc", s.grpc)
 }
 
-// grpc hands a connection to BuildKit's own API.
 // upgradesTo checks that the client wants to go on with a protocol.
 func (c *call) upgradesTo(protocol string) error {
 	switch up := c.Header.Get("Upgrade"); up {
@@ -77,6 +76,7 @@ func (t *takeable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
+// grpc hands a connection to BuildKit's own API.
 func (s *Server) grpc(c *call) error {
 	if err := c.upgradesTo("h2c"); err != nil {
 		return err
