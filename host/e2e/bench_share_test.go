@@ -143,10 +143,7 @@ func BenchmarkShare(b *testing.B) {
 		fmt.Println("no virtiofsd to compare with")
 	}
 	beside := ownHome(b)
-	write(b, filepath.Join(beside.dir, "berth", "config", "default.yaml"), "streams: serial\n")
-	if err := beside.boot(); err != nil {
-		b.Fatal(err)
-	}
+	beside.bootWith(b, "streams: serial\n")
 	serial := beside.berth()
 	serial.ok(b, "run", "--rm", "-v", dir+":/x", "hello", "true")
 	serial.ok(b, "ssh", "--", "cp "+share+"/work /tmp/work-bin")

@@ -95,10 +95,7 @@ func TestBuildRegistryDies(t *testing.T) {
 func TestBuildDiskFull(t *testing.T) {
 	needFull(t)
 	h := ownHome(t)
-	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "disk: 1GiB\n")
-	if err := h.boot(); err != nil {
-		t.Fatal(err)
-	}
+	h.bootWith(t, "disk: 1GiB\n")
 	c := h.berth()
 	dir := buildContext(t, map[string]string{"Dockerfile": "FROM hello\nRUN cat /dev/zero > /big\n"})
 	c.fails(t, "No space left", "build", dir)

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,10 +16,7 @@ import (
 func TestBuildGarbage(t *testing.T) {
 	needFull(t)
 	h := ownHome(t)
-	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "disk: 1GiB\n")
-	if err := h.boot(); err != nil {
-		t.Fatal(err)
-	}
+	h.bootWith(t, "disk: 1GiB\n")
 	c := h.berth()
 	step := func(n int) string {
 		return buildIn(t, fmt.Sprintf("FROM hello\nRUN : %d; head -c 100000000 /dev/zero > /big && echo %d > /n\nCMD cat /n && wc -c < /big", n, n))

@@ -301,10 +301,7 @@ func TestPrivateAuthority(t *testing.T) {
 	bundle := filepath.Join(t.TempDir(), "authority.pem")
 	writeFile(t, bundle, authority)
 
-	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "ca-bundle: "+bundle+"\n")
-	if err := h.boot(); err != nil {
-		t.Fatal(err)
-	}
+	h.bootWith(t, "ca-bundle: "+bundle+"\n")
 	b := h.berth()
 	for _, name := range []string{hostName, "localhost"} {
 		url := "https://" + name + ":" + port + "/r.git"

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,10 +14,7 @@ import (
 func TestSerial(t *testing.T) {
 	h := ownHome(t)
 	c := h.berth()
-	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "streams: serial\n")
-	if err := h.boot(); err != nil {
-		t.Fatal(err)
-	}
+	h.bootWith(t, "streams: serial\n")
 	if got := c.sh(t, project(t, nil), "grep -c ' /src 9p ' /proc/self/mounts"); got != "1" {
 		t.Errorf("%q folders come by 9P", got)
 	}
@@ -48,10 +44,7 @@ func TestSerial(t *testing.T) {
 func TestSave(t *testing.T) {
 	h := ownHome(t)
 	c := h.berth()
-	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), "streams: serial\n")
-	if err := h.boot(); err != nil {
-		t.Fatal(err)
-	}
+	h.bootWith(t, "streams: serial\n")
 	dir := project(t, map[string]string{"a": "from the host"})
 	c.ok(t, "run", "-d", "--name", "keeper", "--tmpfs", "/mem", "-p", "127.0.0.1:0:80", "hello", "sh", "-c",
 		"echo in memory >/mem/file; exec httpd -f -h /mem")

@@ -167,6 +167,15 @@ func (h *home) boot() error {
 	return nil
 }
 
+// bootWith boots the machine with a configuration, which is YAML.
+func (h *home) bootWith(t testing.TB, config string) {
+	t.Helper()
+	write(t, filepath.Join(h.dir, "berth", "config", "default.yaml"), config)
+	if err := h.boot(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // remove deletes the home's machines and proves that nothing of them is left.
 func (h *home) remove() error {
 	h.berth().exec("delete", "--force")
